@@ -1,0 +1,265 @@
+"""The gRPC face: who is calling, which service method serves an RPC, and what errors and repeats look like to
+the SDK.
+
+Two facts of the SDK shape this module. It repeats a unary call up to four times on UNKNOWN, INTERNAL,
+UNAVAILABLE and the like, so a bug must never surface as one of those; and every logical call carries one
+`x-idempotency-key` over all its attempts, so an answer that was lost can be given again instead of executing
+twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import traceback
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from grpclib.const import Cardinality, Handler, Status
+from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
+from modal_proto.api_grpc import ModalClientBase
+
+if TYPE_CHECKING:
+    import grpclib.server
+
+    from local_modal.server import Server
+
+log = logging.getLogger(__name__)
+
+CLIENT_TYPE_CONTAINER = 3
+TASK_ID_HEADER = "x-local-task-id"
+
+# Executing one of these twice would change the outcome; all others may simply be executed again.
+REPLAYED = frozenset(
+    {
+        "AppCreate",
+        "AppPublish",
+        "ClassCreate",
+        "DictContains",
+        "DictGetOrCreate",
+        "DictPop",
+        "DictUpdate",
+        "EnvironmentCreate",
+        "FunctionCallPutDataOut",
+        "FunctionFinishInputs",
+        "FunctionMap",
+        "FunctionPrecreate",
+        "FunctionPutInputs",
+        "FunctionRetryInputs",
+        "QueueGet",
+        "QueueGetOrCreate",
+        "QueuePut",
+        "SecretGetOrCreate",
+        "VolumeGetOrCreate",
+    }
+)
+REPLAY_KEPT = 4096
+"""Answers kept for repeats; a repeat follows its first attempt within seconds."""
+
+
+class RpcError(Exception):
+    """What a handler raises to answer with a gRPC status that the SDK turns into one of its own exceptions."""
+
+    def __init__(self, status: Status, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who sent the request being served."""
+
+    task_id: str | None
+    """The container (`ta-...`) it comes from, its sub-processes included; None for clients outside."""
+    idempotency_key: str | None
+    """The same for all attempts of one logical call."""
+    retry_attempt: int
+    """0 for the first attempt."""
+    client_type: int
+    client_version: str
+
+
+_caller: ContextVar[Caller] = ContextVar("caller")
+
+
+def caller() -> Caller:
+    """The caller of the RPC being served; only valid inside a handler (and in tasks that it starts)."""
+    return _caller.get()
+
+
+def container_caller() -> str:
+    """The task id of the calling container.
+
+    Raises:
+        RpcError: the call comes from outside any container.
+    """
+    task_id = caller().task_id
+    if task_id is None:
+        raise RpcError(Status.FAILED_PRECONDITION, "This call is only possible from within a container.")
+    return task_id
+
+
+class Service:
+    """One area of the API. Every public coroutine (or, for server streaming, async generator) method whose
+    name is an RPC serves it.
+    """
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+
+    async def start(self) -> None:
+        """Load state; called once, in the order of the server's list, before any request is served."""
+
+    async def stop(self) -> None:
+        """Release resources; called in reverse order after the last request."""
+
+
+class _AnswerCache:
+    """Answers by idempotency key: a repeat gets the first execution's answer, also while that is still
+    running.
+    """
+
+    def __init__(self, kept: int) -> None:
+        self._kept = kept
+        self._answers: OrderedDict[tuple[str, str], asyncio.Task[Any]] = OrderedDict()
+
+    async def run(self, key: tuple[str, str], execute: Callable[[], Awaitable[Any]]) -> Any:
+        task = self._answers.get(key)
+        if task is None:
+            task = asyncio.ensure_future(execute())
+            self._answers[key] = task
+            while len(self._answers) > self._kept:
+                self._answers.popitem(last=False)
+            task.add_done_callback(lambda done: self._forget_failure(key, done))
+        # Shielded: when the connection drops, the execution goes on, and the repeat finds its answer.
+        return await asyncio.shield(task)
+
+    def _forget_failure(self, key: tuple[str, str], task: asyncio.Task[Any]) -> None:
+        if (task.cancelled() or task.exception() is not None) and self._answers.get(key) is task:
+            del self._answers[key]
+
+
+class Dispatcher:
+    """Maps every RPC of the Modal API to the service method of that name; given to grpclib as a handler
+    object.
+    """
+
+    def __init__(self, services: Iterable[Service]) -> None:
+        self._services = list(services)
+        self._answers = _AnswerCache(REPLAY_KEPT)
+        self._reported: set[str] = set()
+
+    def __mapping__(self) -> dict[str, Handler]:
+        """The grpclib routing table, with every RPC of the installed SDK's API in it."""
+        mapping = {}
+        for path, (_, cardinality, request_type, reply_type) in _api().items():
+            name = path.rsplit("/", 1)[1]
+            method = self._method(name)
+            if method is None:
+                serve = self._unimplemented(name)
+            elif cardinality is Cardinality.UNARY_UNARY:
+                serve = self._unary(name, method)
+            else:
+                serve = self._streaming(name, method)
+            mapping[path] = Handler(serve, cardinality, request_type, reply_type)
+        return mapping
+
+    def implemented(self) -> set[str]:
+        """The names of the RPCs that some service serves."""
+        return {path.rsplit("/", 1)[1] for path in _api() if self._method(path.rsplit("/", 1)[1]) is not None}
+
+    def _method(self, name: str) -> Callable[[Any], Any] | None:
+        found = [getattr(service, name) for service in self._services if hasattr(service, name)]
+        if len(found) > 1:
+            raise RuntimeError(f"RPC {name} is served by more than one service: {found}")
+        return found[0] if found else None
+
+    def _unary(self, name: str, method: Callable[[Any], Awaitable[Any]]) -> Callable[..., Awaitable[None]]:
+        async def serve(stream: grpclib.server.Stream[Any, Any]) -> None:
+            who = _identify(stream)
+            _caller.set(who)
+            request = await stream.recv_message()
+            with _Errors(name):
+                if name in REPLAYED and who.idempotency_key:
+                    reply = await self._answers.run((name, who.idempotency_key), lambda: method(request))
+                else:
+                    reply = await method(request)
+            await stream.send_message(reply)
+
+        return serve
+
+    def _streaming(
+        self, name: str, method: Callable[[Any], AsyncIterator[Any]]
+    ) -> Callable[..., Awaitable[None]]:
+        async def serve(stream: grpclib.server.Stream[Any, Any]) -> None:
+            _caller.set(_identify(stream))
+            request = await stream.recv_message()
+            with _Errors(name):
+                async for reply in method(request):
+                    await stream.send_message(reply)
+
+        return serve
+
+    def _unimplemented(self, name: str) -> Callable[..., Awaitable[None]]:
+        async def serve(stream: grpclib.server.Stream[Any, Any]) -> None:
+            if name not in self._reported:
+                self._reported.add(name)
+                log.warning("RPC %s is not implemented by the local Modal server", name)
+            raise GRPCError(Status.UNIMPLEMENTED, f"{name} is not implemented by the local Modal server")
+
+        return serve
+
+
+_CLIENT_GONE = (GRPCError, ProtocolError, StreamTerminatedError, ConnectionError)
+
+
+class _Errors:
+    """Turns exceptions of a handler into statuses that the SDK doesn't repeat."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, RpcError):
+            raise GRPCError(error.status, error.message) from None
+        if isinstance(error, Exception) and not isinstance(error, _CLIENT_GONE):
+            log.error("RPC %s failed:\n%s", self._name, "".join(traceback.format_exception(error)))
+            raise GRPCError(
+                Status.FAILED_PRECONDITION,
+                f"Bug in the local Modal server: {self._name} failed with {type(error).__name__}: {error} "
+                "(its log has the traceback)",
+            ) from None
+
+
+def _identify(stream: grpclib.server.Stream[Any, Any]) -> Caller:
+    metadata: Mapping[str, str | bytes] = stream.metadata or {}
+
+    def text(key: str) -> str:
+        value = metadata.get(key, "")
+        return value.decode() if isinstance(value, bytes) else value
+
+    return Caller(
+        task_id=text(TASK_ID_HEADER) or None,
+        idempotency_key=text("x-idempotency-key") or None,
+        retry_attempt=int(text("x-retry-attempt") or 0),
+        client_type=int(text("x-modal-client-type") or 0),
+        client_version=text("x-modal-client-version"),
+    )
+
+
+class _AnyMethod:
+    """Stands in for a service while grpclib's generated code lists the API."""
+
+    def __getattr__(self, name: str) -> str:
+        return name
+
+
+def _api() -> dict[str, Handler]:
+    return ModalClientBase.__mapping__(cast(ModalClientBase, _AnyMethod()))

@@ -1,0 +1,105 @@
+"""The server: one store, one clock, two listeners (gRPC and HTTP) and the services, wired in one place."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import grpclib.server
+from grpclib.config import Configuration
+
+from local_modal.clock import Clock, SystemClock
+from local_modal.rpc import Dispatcher, Service
+from local_modal.services.dicts import DictService
+from local_modal.services.environments import EnvironmentService
+from local_modal.services.queues import QueueService
+from local_modal.services.secrets import SecretService
+from local_modal.services.volumes import VolumeService
+from local_modal.store import Store
+from local_modal.web import HttpSide
+
+if TYPE_CHECKING:
+    from local_modal.worker import Workers
+
+log = logging.getLogger(__name__)
+
+WINDOW_BYTES = 64 * 2**20
+"""HTTP/2 windows wide enough that a payload of the maximal size doesn't wait for round trips."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a server is started; see `python -m local_modal serve --help`."""
+
+    state_dir: Path
+    host: str = "127.0.0.1"
+    port: int = 0
+    max_containers: int = 12
+    python: str = sys.executable
+    image_pythons: tuple[tuple[str, str], ...] = field(default=())
+    """(glob on an image's FROM line, interpreter) pairs; the first match stands in for the image."""
+
+
+class Server:
+    """Everything a service may reach. Construction loads nothing; `start` does."""
+
+    def __init__(self, options: Options, clock: Clock | None = None) -> None:
+        self.options = options
+        self.state_dir = options.state_dir.resolve()
+        self.clock: Clock = clock or SystemClock()
+        self.store = Store(self.state_dir)
+        self.http = HttpSide(options.host)
+        self.environments = EnvironmentService(self)
+        self.secrets = SecretService(self)
+        self.dicts = DictService(self)
+        self.queues = QueueService(self)
+        self.volumes = VolumeService(self)
+        # In the order of their start; each may use the ones before it.
+        self.services: dict[str, Service] = {
+            "environments": self.environments,
+            "secrets": self.secrets,
+            "dicts": self.dicts,
+            "queues": self.queues,
+            "volumes": self.volumes,
+        }
+        self.workers: Workers
+        self._grpc: grpclib.server.Server | None = None
+        self.port = 0
+
+    @property
+    def url(self) -> str:
+        """What clients put into MODAL_SERVER_URL."""
+        return f"http://{self.options.host}:{self.port}"
+
+    async def start(self) -> None:
+        """Load the state, start the services and listen.
+
+        Raises:
+            OSError: the port is taken.
+        """
+        for service in self.services.values():
+            await service.start()
+        await self.http.start()
+        self._grpc = grpclib.server.Server(
+            [Dispatcher(self.services.values())],
+            config=Configuration(
+                http2_connection_window_size=WINDOW_BYTES, http2_stream_window_size=WINDOW_BYTES
+            ),
+        )
+        listener = socket.create_server((self.options.host, self.options.port), backlog=1024)
+        self.port = listener.getsockname()[1]
+        await self._grpc.start(sock=listener)
+
+    async def stop(self) -> None:
+        """Stop listening, stop the services, release the state directory."""
+        if self._grpc is not None:
+            self._grpc.close()
+            await self._grpc.wait_closed()
+        for service in reversed(self.services.values()):
+            await service.stop()
+        await self.http.stop()
+        self.store.close()

@@ -1,0 +1,45 @@
+"""The HTTP side: one loopback listener for blobs, volume blocks and the control API."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+
+MAX_BODY_BYTES = 4 * 2**30
+
+HttpHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class HttpSide:
+    """Routes that services add before the start, served on one port."""
+
+    def __init__(self, host: str) -> None:
+        self._host = host
+        self._app = web.Application(client_max_size=MAX_BODY_BYTES)
+        self._runner: web.AppRunner | None = None
+        self._port = 0
+
+    @property
+    def url(self) -> str:
+        """`http://host:port`, valid once the server has started."""
+        if not self._port:
+            raise RuntimeError("the HTTP side has no address before the server has started")
+        return f"http://{self._host}:{self._port}"
+
+    def add_route(self, method: str, path: str, handler: HttpHandler) -> None:
+        """Serve `path` (aiohttp's pattern syntax, such as `/blob/{blob_id}`); only before the start."""
+        self._app.router.add_route(method, path, handler)
+
+    async def start(self, port: int = 0) -> None:
+        """Listen on `port`, 0 = a free one."""
+        self._runner = web.AppRunner(self._app, access_log=None)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, self._host, port)
+        await site.start()
+        self._port = self._runner.addresses[0][1]
+
+    async def stop(self) -> None:
+        """Close the listener and its connections."""
+        if self._runner is not None:
+            await self._runner.cleanup()
