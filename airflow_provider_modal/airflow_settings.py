@@ -1,0 +1,172 @@
+"""Which Airflow settings does an environment imply?
+
+``create`` bakes the open part of the configuration into every function (``function_environment``) and the
+secret part into the environment's Secret (``secret_environment``). When a container's Airflow process
+starts, ``apply`` turns both into ``AIRFLOW__*`` variables. Options of the user's ``airflow:`` section win
+over our defaults; the options that the product rests on can't be set there (see ``config``).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+from airflow_provider_modal import names
+from airflow_provider_modal.config import EnvironmentConfig
+from airflow_provider_modal.errors import ConfigError
+
+ENV_NAME = "MODALFLOW_ENV"
+"""The environment's name, in a container as on the command line."""
+SETTINGS = "MODALFLOW_SETTINGS"
+"""``EnvironmentConfig.to_settings()`` as JSON."""
+ROLE = "MODALFLOW_ROLE"
+"""What a container is for: one of ``ROLES``."""
+VOLUME_PATH = "MODALFLOW_VOLUME_PATH"
+"""Where the Volume is mounted."""
+
+ROLES = ("tick", "scheduler", "worker", "control")
+DEFAULT_VOLUME_PATH = "/vol"
+CONNECTION = "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"
+"""The one variable that holds the database URL, also for code without Airflow (see ``database_url``)."""
+
+
+@dataclass(frozen=True)
+class SecretKeys:
+    """Keys made once per environment, never changed by a later ``create``."""
+
+    fernet_key: str = field(repr=False)
+    jwt_secret: str = field(repr=False)
+    api_secret_key: str = field(repr=False)
+
+
+def function_environment(config: EnvironmentConfig, env: str, role: str) -> dict[str, str]:
+    """Return the open environment variables of a function; everything else follows from them in ``apply``."""
+    return {
+        ENV_NAME: env,
+        ROLE: role,
+        VOLUME_PATH: DEFAULT_VOLUME_PATH,
+        SETTINGS: json.dumps(config.to_settings(), sort_keys=True),
+    }
+
+
+def secret_environment(config: EnvironmentConfig) -> dict[str, str]:
+    """Return what ``create`` may overwrite in the Secret: the database URL and the user's options."""
+    values = {f"AIRFLOW__{_variable(option)}": value for option, value in config.airflow.items()}
+    # SQLAlchemy 2.1 reads plain "postgresql" as psycopg 3; libpq's own tools refuse a driver's name.
+    return {**values, CONNECTION: config.connection_string.replace("postgresql:", "postgresql+psycopg2:", 1)}
+
+
+def secret_keys_environment(keys: SecretKeys) -> dict[str, str]:
+    """Return what ``create`` writes into a new Secret only: losing a Fernet key loses every connection."""
+    return {
+        "AIRFLOW__CORE__FERNET_KEY": keys.fernet_key,
+        "AIRFLOW__API_AUTH__JWT_SECRET": keys.jwt_secret,
+        "AIRFLOW__API__SECRET_KEY": keys.api_secret_key,
+        "AIRFLOW__WEBSERVER__SECRET_KEY": keys.api_secret_key,
+    }
+
+
+def deployed_config(environ: Mapping[str, str] = os.environ) -> EnvironmentConfig:
+    """Return the configuration that this container was deployed with, without its secret parts.
+
+    :raises ConfigError: the process is not in a container of an environment.
+    """
+    try:
+        return EnvironmentConfig.from_settings(json.loads(environ[SETTINGS]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{SETTINGS} is missing or of another release ({type(error).__name__}: {error}); redeploy: "
+            "modalflow create"
+        ) from None
+
+
+def deployed_names(environ: Mapping[str, str] = os.environ) -> names.ResourceNames:
+    """Return the resource names of the environment that this container belongs to."""
+    return names.ResourceNames(environ[ENV_NAME])
+
+
+def database_url(environ: Mapping[str, str] = os.environ) -> str:
+    """Return the database URL for psycopg2. It holds the password: never log it."""
+    return environ[CONNECTION].replace("postgresql+psycopg2:", "postgresql:", 1)
+
+
+def volume_mount(environ: Mapping[str, str] = os.environ) -> Path:
+    """Return where the Volume is mounted in this container."""
+    return Path(environ.get(VOLUME_PATH, DEFAULT_VOLUME_PATH))
+
+
+def local_root() -> Path:
+    """Return this container's own folder on local disk: logs, materialised DAG versions, AIRFLOW_HOME."""
+    return Path(tempfile.gettempdir()) / "modalflow"
+
+
+def log_folder() -> Path:
+    """Return Airflow's ``base_log_folder``: local disk, from where the shipper takes segments."""
+    return local_root() / "logs"
+
+
+def apply(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Set the ``AIRFLOW__*`` variables of this container; to be called before Airflow is imported."""
+    config = deployed_config(environ)
+    for option, value in _owned(config, environ[ENV_NAME]).items():
+        environ[f"AIRFLOW__{_variable(option)}"] = value
+    for option, value in _defaults(config).items():
+        environ.setdefault(f"AIRFLOW__{_variable(option)}", value)
+    if find_spec("asyncpg") is None:
+        # Airflow would derive a URL for asyncpg and fail while it is imported; empty turns those sessions off.
+        environ.setdefault("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN_ASYNC", "")
+    environ["AIRFLOW_HOME"] = str(local_root() / "airflow")
+
+
+def _owned(config: EnvironmentConfig, env: str) -> dict[str, str]:
+    """Options that the product rests on."""
+    bundle = {
+        "name": names.BUNDLE_NAME,
+        "classpath": "airflow_provider_modal.bundles.volume.VolumeDagBundle",
+        "kwargs": {},
+    }
+    return {
+        "core.executor": "airflow_provider_modal.executors.ModalExecutor",
+        "core.hostname_callable": "airflow_provider_modal.container.identity.get_hostname",
+        "core.parallelism": str(config.executor.parallelism),
+        "core.dags_folder": str(local_root() / "dags"),
+        "dag_processor.dag_bundle_config_list": json.dumps([bundle]),
+        "logging.base_log_folder": str(log_folder()),
+        "modal.environment": env,
+        "modal.serverless": "True",
+    }
+
+
+def _defaults(config: EnvironmentConfig) -> dict[str, str]:
+    """Options that the user's ``airflow:`` section may change."""
+    return {
+        "core.load_examples": "False",
+        "core.dagbag_import_timeout": f"{config.scheduler.parse_timeout_seconds:g}",
+        "core.dags_are_paused_at_creation": "False",
+        # Short-lived processes in many containers: a pool would only hold connections that Postgres counts.
+        "database.sql_alchemy_pool_enabled": "False",
+        "scheduler.task_instance_heartbeat_timeout": f"{config.executor.zombie_after_seconds:.0f}",
+        "scheduler.scheduler_zombie_task_threshold": f"{config.executor.zombie_after_seconds:.0f}",
+        # Between two runs nobody writes a heartbeat, and the environment is healthy all the same.
+        "scheduler.scheduler_health_check_threshold": str(3 * config.scheduler.interval_seconds + 60),
+        # A bounded run must look at every active run before it may end.
+        "scheduler.max_dagruns_per_loop_to_schedule": "500",
+        "scheduler.max_dagruns_to_create_per_loop": "100",
+        "scheduler.standalone_dag_processor": "True",
+        "dag_processor.min_file_process_interval": "3600",
+        "dag_processor.parsing_processes": "2",
+        "dag_processor.dag_file_processor_timeout": f"{config.scheduler.parse_timeout_seconds + 3:.0f}",
+        "workers.min_heartbeat_interval": "5",
+        "usage_data_collection.enabled": "False",
+    }
+
+
+def _variable(option: str) -> str:
+    """``core.parallelism`` -> ``CORE__PARALLELISM``; the option's name is what follows the last dot."""
+    section, _, name = option.rpartition(".")
+    return f"{section.replace('.', '_')}__{name}".upper()

@@ -1,0 +1,369 @@
+"""What did the user ask for in config.yaml?
+
+``load`` turns the file into a validated :class:`EnvironmentConfig` or raises a :class:`ConfigError` that
+names the key, what was found and what is allowed. ``${VAR}`` in a value reads the caller's environment.
+
+Secret values (the database URL, ``airflow`` options) stay in this object and the environment's Secret;
+``to_settings`` is the part without them, which travels in the open to the functions.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from airflow_provider_modal import names
+from airflow_provider_modal.errors import ConfigError
+
+MAX_TASK_SECONDS = 24 * 3600 - 60
+"""Modal ends a function call after 24 hours; the worker needs 60 s of it to stop a task itself."""
+
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_AIRFLOW_OPTION = re.compile(r"[a-z0-9_]+(\.[a-z0-9_-]+)+")
+
+_OWNED_OPTIONS = {
+    "core.executor": "it is ModalExecutor",
+    "core.hostname_callable": "task instances are fenced by it",
+    "core.fernet_key": "set keys.fernet_key",
+    "core.dags_folder": "DAGs live on the environment's Volume",
+    "core.parallelism": "set executor.parallelism",
+    "core.execution_api_server_url": "set executor.execution_api",
+    "database.sql_alchemy_conn": "set database.connection_string",
+    "database.sql_alchemy_conn_async": "set database.connection_string",
+    "api_auth.jwt_secret": "it is made by create",
+    "logging.logging_config_class": "logs are kept on the environment's Volume",
+    "logging.base_log_folder": "logs are kept on the environment's Volume",
+    "dag_processor.dag_bundle_config_list": "DAGs live on the environment's Volume",
+}
+_NOT_YET = {
+    "xcom": "XComs are kept in the database so far; remove the section",
+}
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    """``scheduler``: how often to look and how long to work, in seconds."""
+
+    interval_seconds: int = 60
+    parse_timeout_seconds: float = 5
+    max_run_seconds: float = 240
+
+
+@dataclass(frozen=True)
+class ExecutorConfig:
+    """``executor``: limits of the whole environment; times in seconds."""
+
+    parallelism: int = 16
+    task_timeout: float = 3600
+    execution_api: str = "in_process"
+    zombie_after_seconds: float = 300
+
+
+@dataclass(frozen=True)
+class WorkerProfile:
+    """``workers.{name}``: resources of one pool of task containers; a task chooses it by its ``queue``.
+
+    ``cpu`` in cores, ``memory`` in MiB, ``timeout`` and ``scaledown_window`` in seconds.
+    """
+
+    cpu: float = 1
+    memory: int = 2048
+    gpu: str | None = None
+    timeout: float | None = None
+    min_containers: int = 0
+    max_containers: int | None = None
+    scaledown_window: int = 60
+    secrets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """``image``: what the containers run in; ``base`` defaults to Airflow's image of the local versions."""
+
+    base: str | None = None
+    apt: tuple[str, ...] = ()
+    pip: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    secrets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class EnvironmentConfig:
+    """A validated config.yaml."""
+
+    connection_string: str = field(repr=False)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    executor: ExecutorConfig = field(default_factory=ExecutorConfig)
+    workers: Mapping[str, WorkerProfile] = field(
+        default_factory=lambda: {names.DEFAULT_PROFILE: WorkerProfile()}
+    )
+    image: ImageConfig = field(default_factory=ImageConfig)
+    airflow: Mapping[str, str] = field(default_factory=dict, repr=False)
+    fernet_key: str | None = field(default=None, repr=False)
+
+    def task_timeout(self, profile: str) -> float:
+        """Return how many seconds a task of ``profile`` may run when it does not say so itself."""
+        return self.workers[profile].timeout or self.executor.task_timeout
+
+    def to_settings(self) -> dict[str, Any]:
+        """Return everything that is not secret, JSON-able; inverse of :meth:`from_settings`."""
+        return {
+            "scheduler": asdict(self.scheduler),
+            "executor": asdict(self.executor),
+            "workers": {name: asdict(profile) for name, profile in self.workers.items()},
+            "image": {**asdict(self.image), "env": dict(self.image.env)},
+        }
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> EnvironmentConfig:
+        """Rebuild what a deployed function needs to know; the secret parts are empty."""
+        return cls(
+            connection_string="",
+            scheduler=SchedulerConfig(**settings["scheduler"]),
+            executor=ExecutorConfig(**settings["executor"]),
+            workers={name: _tupled(WorkerProfile, profile) for name, profile in settings["workers"].items()},
+            image=_tupled(ImageConfig, settings["image"]),
+        )
+
+
+def load(path: Path, environ: Mapping[str, str] | None = None) -> EnvironmentConfig:
+    """Read and validate a config.yaml.
+
+    :param environ: where ``${VAR}`` looks; the process's environment by default.
+    :raises ConfigError: the file is missing, not YAML, or a key or value in it is wrong.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(
+            f"configuration file {path} does not exist; write one or name another with --config"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigError(f"configuration file {path} can't be read: {reason}") from None
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        # Not the exception's own text: it quotes the line, which may hold a password.
+        raise ConfigError(
+            f"{path} is not valid YAML{where}: {getattr(error, 'problem', 'it cannot be parsed')}"
+        ) from None
+    return parse(data, source=str(path), environ=os.environ if environ is None else environ)
+
+
+def parse(data: Any, *, source: str, environ: Mapping[str, str]) -> EnvironmentConfig:
+    """Validate the content of a config.yaml.
+
+    :param source: the file's name, for messages.
+    :raises ConfigError: a key is unknown or missing, or a value is not allowed.
+    """
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{source}: expected sections such as 'database:', found {_kind(data)}")
+    reader = _Reader(source, environ)
+    sections = ["database", "scheduler", "executor", "workers", "image", "airflow", "keys"]
+    reader.known_keys("", data, [*sections, *_NOT_YET])
+    for section, why in _NOT_YET.items():
+        if section in data:
+            raise ConfigError(f"{source}: {section} is not available yet: {why}")
+
+    database = reader.section(data, "database", ["connection_string"])
+    if "connection_string" not in database:
+        raise ConfigError(
+            f"{source}: database.connection_string is missing; set it to the PostgreSQL URL of the metadata "
+            "database, such as postgresql://user:password@host:5432/airflow"
+        )
+    connection_string = _postgres_url(
+        source, reader.text("database.connection_string", database["connection_string"])
+    )
+
+    scheduler = reader.dataclass(SchedulerConfig, data, "scheduler")
+    executor = reader.dataclass(ExecutorConfig, data, "executor")
+    reader.positive("scheduler", scheduler)
+    reader.positive("executor", executor)
+    if executor.execution_api != "in_process":
+        raise ConfigError(
+            f"{source}: executor.execution_api is {executor.execution_api!r}; so far only 'in_process' works"
+        )
+    reader.at_most("executor.task_timeout", executor.task_timeout, MAX_TASK_SECONDS)
+
+    workers = _workers(reader, data)
+    image = reader.dataclass(ImageConfig, data, "image")
+    keys = reader.section(data, "keys", ["fernet_key"])
+    return EnvironmentConfig(
+        connection_string=connection_string,
+        scheduler=scheduler,
+        executor=executor,
+        workers=workers,
+        image=image,
+        airflow=_airflow_options(reader, data),
+        fernet_key=reader.text("keys.fernet_key", keys["fernet_key"]) if "fernet_key" in keys else None,
+    )
+
+
+def _workers(reader: _Reader, data: Mapping[str, Any]) -> dict[str, WorkerProfile]:
+    section = reader.section(data, "workers", None)
+    workers = {names.DEFAULT_PROFILE: WorkerProfile()}
+    for name in section:
+        names.task_function(str(name))
+        profile = reader.dataclass(WorkerProfile, section, str(name), prefix="workers.")
+        reader.positive(f"workers.{name}", profile, zero_allowed=("min_containers",))
+        if profile.timeout is not None:
+            reader.at_most(f"workers.{name}.timeout", profile.timeout, MAX_TASK_SECONDS)
+        workers[str(name)] = profile
+    return workers
+
+
+def _airflow_options(reader: _Reader, data: Mapping[str, Any]) -> dict[str, str]:
+    options: dict[str, str] = {}
+    for option, value in reader.section(data, "airflow", None).items():
+        where = f"airflow.{option!r}"
+        if not isinstance(option, str) or not _AIRFLOW_OPTION.fullmatch(option):
+            raise ConfigError(
+                f"{reader.source}: {where} is not an Airflow option; write it as 'section.option'"
+            )
+        if option in _OWNED_OPTIONS:
+            raise ConfigError(f"{reader.source}: {where} can't be set here: {_OWNED_OPTIONS[option]}")
+        options[option] = reader.text(where, value)
+    return options
+
+
+class _Reader:
+    """Reads typed values out of parsed YAML and says where something is wrong."""
+
+    def __init__(self, source: str, environ: Mapping[str, str]) -> None:
+        self.source = source
+        self.environ = environ
+
+    def known_keys(self, prefix: str, section: Mapping[Any, Any], known: list[str]) -> None:
+        for key in section:
+            if key not in known:
+                close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+                hint = (
+                    f"did you mean {prefix}{close[0]}?"
+                    if close
+                    else f"known keys: {', '.join(sorted(known))}"
+                )
+                raise ConfigError(f"{self.source}: unknown key {prefix}{key}; {hint}")
+
+    def section(
+        self, data: Mapping[str, Any], name: str, known: list[str] | None, prefix: str = ""
+    ) -> Mapping[str, Any]:
+        section = data.get(name)
+        if section is None:
+            return {}
+        if not isinstance(section, Mapping):
+            raise ConfigError(
+                f"{self.source}: {prefix}{name} must hold keys and values, found {_kind(section)}"
+            )
+        if known is not None:
+            self.known_keys(f"{prefix}{name}.", section, known)
+        return section
+
+    def dataclass(self, cls: type, data: Mapping[str, Any], name: str, prefix: str = "") -> Any:
+        section = self.section(data, name, [f.name for f in fields(cls)], prefix)
+        values: dict[str, Any] = {}
+        for f in fields(cls):
+            if f.name in section:
+                values[f.name] = self.value(f"{prefix}{name}.{f.name}", section[f.name], str(f.type))
+        return cls(**values)
+
+    def value(self, where: str, value: Any, annotation: str) -> Any:
+        if value is None and "None" in annotation:
+            return None
+        if annotation.startswith("tuple"):
+            if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+                raise ConfigError(f"{self.source}: {where} must be a list of texts, found {_kind(value)}")
+            return tuple(self.text(where, item) for item in value)
+        if annotation.startswith("Mapping"):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{self.source}: {where} must hold keys and values, found {_kind(value)}")
+            return {str(key): self.text(f"{where}.{key}", item) for key, item in value.items()}
+        if isinstance(value, str):
+            value = self.text(where, value)
+        if annotation.startswith("str"):
+            return self.text(where, value)
+        return self.number(where, value, whole=annotation.startswith("int"))
+
+    def number(self, where: str, value: Any, *, whole: bool) -> int | float:
+        try:
+            if isinstance(value, bool):
+                raise ValueError
+            number = float(value)
+            if number != number or abs(number) == float("inf") or (whole and number != int(number)):
+                raise ValueError
+        except (TypeError, ValueError):
+            wanted = "a whole number" if whole else "a number"
+            raise ConfigError(f"{self.source}: {where} must be {wanted}, found {_shown(value)}") from None
+        return int(number) if number == int(number) else number
+
+    def text(self, where: str, value: Any) -> str:
+        if isinstance(value, bool):
+            return str(value)
+        if not isinstance(value, str | int | float):
+            raise ConfigError(f"{self.source}: {where} must be a text, found {_kind(value)}")
+
+        def variable(match: re.Match[str]) -> str:
+            try:
+                return self.environ[match[1]]
+            except KeyError:
+                raise ConfigError(
+                    f"{self.source}: {where} refers to the environment variable {match[1]}, which is not set"
+                ) from None
+
+        return _VARIABLE.sub(variable, str(value))
+
+    def positive(self, where: str, section: Any, zero_allowed: tuple[str, ...] = ()) -> None:
+        for f in fields(section):
+            value = getattr(section, f.name)
+            low = 0 if f.name in zero_allowed else None
+            if isinstance(value, int | float) and (value < 0 or (value == 0 and low is None)):
+                wanted = "0 or more" if low == 0 else "more than 0"
+                raise ConfigError(f"{self.source}: {where}.{f.name} must be {wanted}, found {value}")
+
+    def at_most(self, where: str, value: float, most: float) -> None:
+        if value > most:
+            raise ConfigError(
+                f"{self.source}: {where} is {value:g} seconds; Modal ends a call after 24 hours, so at most "
+                f"{most:g} are possible"
+            )
+
+
+def _postgres_url(source: str, url: str) -> str:
+    scheme = url.split(":", 1)[0].split("+", 1)[0]
+    if "://" not in url or scheme not in ("postgresql", "postgres"):
+        found = {"sqlite": "SQLite", "mysql": "MySQL"}.get(
+            scheme, "something else" if "://" in url else "no URL"
+        )
+        raise ConfigError(
+            f"{source}: database.connection_string must be a PostgreSQL URL (postgresql://user:password@host:5432/"
+            f"name), found {found}: the scheduler relies on PostgreSQL's advisory locks and row locks"
+        )
+    return "postgresql://" + url.split("://", 1)[1]
+
+
+def _tupled(cls: type, values: Mapping[str, Any]) -> Any:
+    return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+
+
+def _kind(value: Any) -> str:
+    names_of = {
+        dict: "keys and values",
+        list: "a list",
+        str: "a text",
+        bool: "true/false",
+        type(None): "nothing",
+    }
+    return names_of.get(type(value), "a number")
+
+
+def _shown(value: Any) -> str:
+    return repr(value) if isinstance(value, str | int | float | bool) else _kind(value)

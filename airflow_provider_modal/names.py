@@ -1,0 +1,125 @@
+"""How are the resources of an environment called?
+
+Every name and key that two parts of the product must agree on is built here: Modal resources, functions,
+keys of the state Dict, partitions of the event Queue, folders of the Volume.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from airflow_provider_modal.errors import ConfigError
+
+ENVIRONMENT_NAME_MAX = 32
+_ENVIRONMENT_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?")
+_PROFILE_NAME = re.compile(r"[a-z0-9](?:[a-z0-9_-]*[a-z0-9])?")
+
+SCHEDULER_TICK = "scheduler_tick"
+SCHEDULER_RUN = "scheduler_run"
+EXECUTE_TASK = "execute_task"
+CONTROL = "control"
+
+DEFAULT_PROFILE = "default"
+BUNDLE_NAME = "modal-volume"
+"""Name of the DAG bundle on the Volume; for ever the same, because renaming a bundle deactivates its DAGs."""
+
+# Folders of the Volume, relative to its root.
+DAGS_FOLDER = "dags"
+LOGS_FOLDER = "logs"
+XCOM_FOLDER = "xcom"
+VENVS_FOLDER = "venvs"
+INTERNAL_FOLDER = ".modalflow"
+MANIFEST_PATH = f"{INTERNAL_FOLDER}/deployment.json"
+
+# Keys of the state Dict that exist once per environment.
+WAKE_KEY = "wake"
+SLEEP_UNTIL_KEY = "sleep_until"
+
+SCHEDULER_PARTITION = "scheduler"
+"""Partition of the event Queue that a serverless scheduler reads."""
+
+
+@dataclass(frozen=True)
+class ResourceNames:
+    """Names of the Modal resources of one environment."""
+
+    env: str
+
+    def __post_init__(self) -> None:
+        """Refuse environment names that could not be part of a Modal resource's name."""
+        if len(self.env) > ENVIRONMENT_NAME_MAX or not _ENVIRONMENT_NAME.fullmatch(self.env):
+            raise ConfigError(
+                f"environment name {self.env!r} is not allowed: use 1 to {ENVIRONMENT_NAME_MAX} characters "
+                "of a-z, 0-9 and '-', with a letter or digit at both ends"
+            )
+
+    @property
+    def app(self) -> str:
+        """The deployed App."""
+        return f"modalflow-{self.env}"
+
+    @property
+    def volume(self) -> str:
+        """The Volume (version 2)."""
+        return f"airflow-vol-{self.env}"
+
+    @property
+    def state_dict(self) -> str:
+        """The Dict with wake-ups, claims and results."""
+        return f"airflow-state-{self.env}"
+
+    @property
+    def events_queue(self) -> str:
+        """The Queue of completion events."""
+        return f"airflow-events-{self.env}"
+
+    @property
+    def secrets(self) -> str:
+        """The Secret with the database URL and all keys."""
+        return f"airflow-secrets-{self.env}"
+
+    @property
+    def worker_secrets(self) -> str:
+        """The Secret of workers that have no database access."""
+        return f"airflow-worker-secrets-{self.env}"
+
+    @property
+    def ui_app(self) -> str:
+        """The ephemeral App that serves the UI."""
+        return f"modalflow-ui-{self.env}"
+
+
+def task_function(profile: str) -> str:
+    """Return the name of the function that runs tasks of a worker profile.
+
+    :raises ConfigError: the profile's name could not be part of a function's name.
+    """
+    if profile == DEFAULT_PROFILE:
+        return EXECUTE_TASK
+    if len(profile) > 32 or not _PROFILE_NAME.fullmatch(profile):
+        raise ConfigError(
+            f"worker profile {profile!r} is not allowed: use 1 to 32 characters of a-z, 0-9, '-' and '_', "
+            "with a letter or digit at both ends"
+        )
+    return f"{EXECUTE_TASK}_{profile}"
+
+
+def job_partition(job_id: int | str) -> str:
+    """Return the partition of the event Queue that the scheduler with this Airflow job id reads."""
+    return f"job-{job_id}"
+
+
+def call_key(dispatch: str) -> str:
+    """Key of the state Dict: which function call runs a dispatch."""
+    return f"call:{dispatch}"
+
+
+def claim_key(dispatch: str) -> str:
+    """Key of the state Dict: which delivery of a dispatch may run it."""
+    return f"claim:{dispatch}"
+
+
+def result_key(dispatch: str) -> str:
+    """Key of the state Dict: how a dispatch ended."""
+    return f"result:{dispatch}"

@@ -1,0 +1,184 @@
+"""What do an executor and a worker say to each other?
+
+A task call travels from the executor to the function ``execute_task``; a completion event travels back
+through the event Queue and, for a scheduler that was not there, waits in the state Dict under
+``result:{dispatch}``. A claim in the same Dict says which delivery of the call may run it. All are plain
+dicts of JSON types with a version, so that either side can be newer than the other and say so.
+
+This module imports the standard library only: both sides, and nothing else of theirs, share it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+WIRE_VERSION = 1
+
+Kind = Literal["task", "command"]
+"""``task``: an Airflow 3 workload as JSON; ``command``: an Airflow 2 ``airflow tasks run`` argument list."""
+
+Outcome = Literal["done", "failed", "obsolete"]
+"""``done``: supervised to its end, Airflow's database knows the task's state. ``failed``: the infrastructure
+failed, ``reason`` says how. ``obsolete``: Airflow refused this copy, another one counts; say nothing."""
+
+Phase = Literal["claimed", "started"]
+"""``claimed``: nothing of the user's ran yet, another delivery may take over. ``started``: it may have."""
+
+ContainerLoss = Literal["fail", "rerun"]
+
+
+class WireError(ValueError):
+    """A message is of another version or malformed; the text says what to do."""
+
+
+@dataclass(frozen=True)
+class TaskKey:
+    """Coordinates of a task instance's try, as in Airflow's ``TaskInstanceKey``."""
+
+    dag_id: str
+    task_id: str
+    run_id: str
+    try_number: int
+    map_index: int = -1
+
+
+@dataclass(frozen=True)
+class TaskCall:
+    """One dispatch: one QUEUED transition of a task instance, handed to Modal.
+
+    :param dispatch: UUID of the dispatch; Airflow's pre-assigned one where there is one.
+    :param kind: how to read ``workload``.
+    :param key: the task instance's try.
+    :param workload: the workload as Airflow serialised it (JSON text). Holds Airflow's own workload token, so
+        it must not be logged.
+    :param log_path: where below the log folder the task's log belongs; as Airflow rendered it.
+    :param partition: partition of the event Queue for the completion event.
+    :param timeout: seconds the supervised run may take before it is stopped.
+    :param env: environment variables for the task's process.
+    :param on_container_loss: what a second delivery does when the first may have started user code.
+    :param wakes_scheduler: the end of this task must wake a serverless scheduler.
+    :param queued_at: when the executor took the workload, seconds since the epoch.
+    """
+
+    dispatch: str
+    kind: Kind
+    key: TaskKey
+    workload: str = field(repr=False)
+    log_path: str | None
+    partition: str
+    timeout: float
+    env: dict[str, str] = field(default_factory=dict, repr=False)
+    on_container_loss: ContainerLoss = "fail"
+    wakes_scheduler: bool = True
+    queued_at: float = field(default_factory=time.time)
+
+    def to_wire(self) -> dict[str, Any]:
+        """Return the dict that is the function's only argument."""
+        return {"wire": WIRE_VERSION, **asdict(self)}
+
+    @classmethod
+    def from_wire(cls, message: Mapping[str, Any]) -> TaskCall:
+        """Read a task call.
+
+        :raises WireError: another version, or not a task call.
+        """
+        fields = _checked(message, "task call")
+        try:
+            return cls(**{**fields, "key": TaskKey(**fields["key"])})
+        except (KeyError, TypeError) as error:
+            raise WireError(f"malformed task call: {error}") from None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """How a dispatch ended.
+
+    :param reason: for ``failed``: a sentence with what happened and what to do.
+    :param call_id: id of the function call.
+    :param container: Modal task id of the container.
+    :param started_at: when the worker took the call, seconds since the epoch.
+    :param ended_at: when it ended, seconds since the epoch.
+    """
+
+    dispatch: str
+    key: TaskKey
+    outcome: Outcome
+    reason: str | None = None
+    call_id: str | None = None
+    container: str | None = None
+    started_at: float | None = None
+    ended_at: float | None = None
+
+    def to_wire(self) -> dict[str, Any]:
+        """Return the dict that is put into Queue and Dict."""
+        return {"wire": WIRE_VERSION, **asdict(self)}
+
+    @classmethod
+    def from_wire(cls, message: Mapping[str, Any]) -> Completion:
+        """Read a completion event.
+
+        :raises WireError: another version, or not a completion event.
+        """
+        fields = _checked(message, "completion event")
+        try:
+            return cls(**{**fields, "key": TaskKey(**fields["key"])})
+        except (KeyError, TypeError) as error:
+            raise WireError(f"malformed completion event: {error}") from None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Which delivery of a dispatch may run it, and how far it got.
+
+    :param token: random id of the delivery; a re-delivery has another one.
+    :param container: Modal task id of the container, for messages.
+    :param at: seconds since the epoch of the last change.
+    :param deliveries: how many deliveries have held the claim so far, this one included.
+    """
+
+    token: str
+    phase: Phase
+    container: str
+    at: float
+    deliveries: int = 1
+
+    def to_wire(self) -> dict[str, Any]:
+        """Return the dict that is put into the state Dict."""
+        return {"wire": WIRE_VERSION, **asdict(self)}
+
+    @classmethod
+    def from_wire(cls, message: Mapping[str, Any]) -> Claim:
+        """Read a claim.
+
+        :raises WireError: another version, or not a claim.
+        """
+        try:
+            return cls(**_checked(message, "claim"))
+        except TypeError as error:
+            raise WireError(f"malformed claim: {error}") from None
+
+
+def external_executor_id(dispatch: str, call_id: str | None = None) -> str:
+    """Return the value of ``TaskInstance.external_executor_id``: ``{dispatch}/{function call id}``."""
+    return f"{dispatch}/{call_id}" if call_id else dispatch
+
+
+def parse_external_executor_id(value: str | None) -> tuple[str | None, str | None]:
+    """Return (dispatch, function call id); the latter is None where a scheduler died before writing it."""
+    dispatch, _, call_id = (value or "").partition("/")
+    return dispatch or None, call_id or None
+
+
+def _checked(message: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """Return the fields without the version, once that is ours."""
+    if not isinstance(message, Mapping) or "wire" not in message:
+        raise WireError(f"malformed {what}: not a versioned message")
+    if message["wire"] != WIRE_VERSION:
+        raise WireError(
+            f"{what} of wire version {message['wire']!r}, this side speaks {WIRE_VERSION}: scheduler and "
+            "workers are of different releases; redeploy: modalflow create"
+        )
+    return {name: value for name, value in message.items() if name != "wire"}
