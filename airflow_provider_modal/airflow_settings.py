@@ -118,7 +118,7 @@ def apply(environ: MutableMapping[str, str] = os.environ) -> None:
     for option, value in _defaults(config).items():
         environ.setdefault(f"AIRFLOW__{_variable(option)}", value)
     if find_spec("asyncpg") is None:
-        # Airflow would derive a URL for asyncpg and fail while it is imported; empty turns those sessions off.
+        # Airflow would derive a URL for asyncpg and fail while imported; empty turns those sessions off.
         environ.setdefault("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN_ASYNC", "")
     environ["AIRFLOW_HOME"] = str(local_root() / "airflow")
 

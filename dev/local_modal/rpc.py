@@ -61,7 +61,8 @@ REPLAY_KEPT = 4096
 
 
 class RpcError(Exception):
-    """What a handler raises to answer with a gRPC status that the SDK turns into one of its own exceptions."""
+    """What a handler raises to answer with a gRPC status that the SDK turns into one of its own exceptions.
+    """
 
     def __init__(self, status: Status, message: str) -> None:
         super().__init__(message)
