@@ -1,0 +1,1 @@
+"""DAGs that show the product at work; the tests run them."""
