@@ -1,0 +1,1 @@
+"""What the checkout's own commands are made of."""
