@@ -1,0 +1,394 @@
+"""Volumes of both versions: what clients do from outside, and what containers do to their mounts."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+from google.protobuf.empty_pb2 import Empty
+from grpclib.const import Status
+from modal_proto import api_pb2
+
+from local_modal.ids import VOLUME
+from local_modal.objects import Objects, Record
+from local_modal.rpc import RpcError, Service, container_caller
+from local_modal.volumes import paths
+from local_modal.volumes.blobs import BLOCK_SIZE, MissingBlob
+from local_modal.volumes.manifest import DIRECTORY, FILE, SYMLINK, Changes, Entry, Manifest, file
+from local_modal.volumes.mounted import MountedViews, NotMounted
+from local_modal.volumes.store import UnknownVolume, VolumeStore
+from local_modal.volumes.views import BoundView, NotADirectoryInVolume, OpenFiles
+
+if TYPE_CHECKING:
+    from local_modal.server import Server
+
+DEFAULT_FILE_MODE = 0o644
+LIST_BATCH = 1000
+"""Entries per message of a listing, far below the message size limit."""
+
+_FILE_TYPES = {
+    FILE: api_pb2.FileEntry.FileType.FILE,
+    DIRECTORY: api_pb2.FileEntry.FileType.DIRECTORY,
+    SYMLINK: api_pb2.FileEntry.FileType.SYMLINK,
+}
+_STATUSES: dict[type[Exception], Status] = {
+    paths.PathNotFound: Status.NOT_FOUND,
+    paths.PathExists: Status.ALREADY_EXISTS,
+    paths.InvalidPath: Status.INVALID_ARGUMENT,
+    UnknownVolume: Status.NOT_FOUND,
+    NotMounted: Status.FAILED_PRECONDITION,
+    NotADirectoryInVolume: Status.FAILED_PRECONDITION,
+    OpenFiles: Status.FAILED_PRECONDITION,
+}
+
+PutFiles = api_pb2.VolumePutFilesRequest
+PutFiles2 = api_pb2.VolumePutFiles2Request
+
+
+class VolumeService(Service):
+    """The Volume RPCs, the block URLs, and the views that containers mount.
+
+    `VolumeCommit` never answers `skip_reload`: as `modal/volume.py` documents it, a commit reloads, so for
+    volumes of either version a commit with open files publishes the changes and then fails in the reload.
+    Code that gets along with that gets along with less.
+    """
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(server)
+        self.objects = Objects(server, VOLUME, "Volume", self._drop)
+        self.files = VolumeStore(server.state_dir / "volumes")
+        self.mounted = MountedViews(
+            self.files, server.state_dir / "views", lambda task_id: server.workers.pids(task_id)
+        )
+        server.http.add_route("PUT", "/volumes/blocks/{sha256}", self._receive_block)
+        server.http.add_route("GET", "/volumes/contents/{sha256}", self._send_content)
+
+    async def start(self) -> None:
+        """Load all Volumes and remove the contents that none of them has any more."""
+        await self.objects.start()
+        known = {record.object_id for record in self.objects.all()}
+        for volume_id in known:
+            self.files.create(volume_id)
+        for volume_id in self.files.volume_ids() - known:
+            self.files.delete(volume_id)
+        await asyncio.to_thread(self.files.collect_garbage)
+
+    async def stop(self) -> None:
+        """End the background work."""
+        await self.objects.stop()
+
+    async def release_app(self, app_id: str) -> None:
+        """Remove what an app that has ended owned anonymously."""
+        await self.objects.release_app(app_id)
+
+    async def open_views(
+        self, task_id: str, volume_mounts: Sequence[api_pb2.VolumeMount], environment_name: str = ""
+    ) -> list[BoundView]:
+        """A private copy of each mounted volume for a container about to start, in the given order.
+
+        Raises:
+            RpcError: NOT_FOUND, a volume has been deleted; FAILED_PRECONDITION or INVALID_ARGUMENT, a sub
+                path can't be mounted.
+        """
+        with _as_rpc_errors():
+            return await self.mounted.open(task_id, volume_mounts)
+
+    async def close_views(self, task_id: str) -> None:
+        """Remove the copies of a container that has ended; what it hasn't committed is lost."""
+        await self.mounted.close(task_id)
+
+    # The objects.
+
+    async def VolumeGetOrCreate(
+        self, request: api_pb2.VolumeGetOrCreateRequest
+    ) -> api_pb2.VolumeGetOrCreateResponse:
+        record, _ = self.objects.get_or_create(
+            request.deployment_name,
+            request.environment_name,
+            request.object_creation_type,
+            app_id=request.app_id,
+            version=request.version or api_pb2.VOLUME_FS_VERSION_V1,
+        )
+        self.files.create(record.object_id)
+        # A version that differs from the requested one is the SDK's to complain about (modal/volume.py).
+        metadata = _metadata(record)
+        return api_pb2.VolumeGetOrCreateResponse(
+            volume_id=record.object_id, version=metadata.version, metadata=metadata
+        )
+
+    async def VolumeGetById(self, request: api_pb2.VolumeGetByIdRequest) -> api_pb2.VolumeGetByIdResponse:
+        record = self.objects.get(request.volume_id)
+        return api_pb2.VolumeGetByIdResponse(volume_id=record.object_id, metadata=_metadata(record))
+
+    async def VolumeList(self, request: api_pb2.VolumeListRequest) -> api_pb2.VolumeListResponse:
+        return api_pb2.VolumeListResponse(
+            items=[
+                api_pb2.VolumeListItem(
+                    label=record.name,
+                    volume_id=record.object_id,
+                    created_at=record.created_at,
+                    metadata=_metadata(record),
+                )
+                for record in self.objects.page(request.environment_name, request.pagination)
+            ],
+            environment_name=self.server.environments.resolve(request.environment_name),
+        )
+
+    async def VolumeHeartbeat(self, request: api_pb2.VolumeHeartbeatRequest) -> Empty:
+        self.objects.heartbeat(request.volume_id)
+        return Empty()
+
+    async def VolumeRename(self, request: api_pb2.VolumeRenameRequest) -> Empty:
+        self.objects.rename(request.volume_id, request.name)
+        return Empty()
+
+    async def VolumeDelete(self, request: api_pb2.VolumeDeleteRequest) -> Empty:
+        await self.objects.delete(request.volume_id)
+        return Empty()
+
+    # Files, from outside.
+
+    async def VolumeListFiles(
+        self, request: api_pb2.VolumeListFilesRequest
+    ) -> AsyncIterator[api_pb2.VolumeListFilesResponse]:
+        for entries in self._listing(request):
+            yield api_pb2.VolumeListFilesResponse(entries=entries)
+
+    async def VolumeListFiles2(
+        self, request: api_pb2.VolumeListFiles2Request
+    ) -> AsyncIterator[api_pb2.VolumeListFiles2Response]:
+        for entries in self._listing(request):
+            yield api_pb2.VolumeListFiles2Response(entries=entries)
+
+    async def VolumePutFiles(self, request: PutFiles) -> Empty:
+        self.objects.get(request.volume_id)
+        entries = await asyncio.to_thread(self._uploaded_files, request.files)
+        await self._upload(request.volume_id, entries, not request.disallow_overwrite_existing_files)
+        return Empty()
+
+    async def VolumePutFiles2(self, request: PutFiles2) -> api_pb2.VolumePutFiles2Response:
+        self.objects.get(request.volume_id)
+        overwrite = not request.disallow_overwrite_existing_files
+        missing = await asyncio.to_thread(self._missing_blocks, request.files)
+        if missing:
+            # Before the client uploads gigabytes in vain.
+            placeholder = file("", 0, DEFAULT_FILE_MODE, 0)
+            with _as_rpc_errors():
+                paths.upload(
+                    self._manifest(request.volume_id),
+                    {put.path: placeholder for put in request.files},
+                    overwrite,
+                )
+            return api_pb2.VolumePutFiles2Response(missing_blocks=missing)
+        entries = await asyncio.to_thread(self._assembled_files, request.files)
+        await self._upload(request.volume_id, entries, overwrite)
+        return api_pb2.VolumePutFiles2Response()
+
+    async def VolumeGetFile2(self, request: api_pb2.VolumeGetFile2Request) -> api_pb2.VolumeGetFile2Response:
+        entry = self._file(request.volume_id, request.path)
+        start = min(request.start, entry.size)
+        end = min(start + request.len, entry.size) if request.len else entry.size
+        urls = []
+        position = start
+        while position < end:
+            block_end = min(end, (position // BLOCK_SIZE + 1) * BLOCK_SIZE)
+            urls.append(
+                f"{self.server.http.url}/volumes/contents/{entry.sha256}?start={position}&end={block_end}"
+            )
+            position = block_end
+        return api_pb2.VolumeGetFile2Response(get_urls=urls, size=entry.size, start=start, len=end - start)
+
+    async def VolumeRemoveFile(self, request: api_pb2.VolumeRemoveFileRequest) -> Empty:
+        return await self._remove(request)
+
+    async def VolumeRemoveFile2(self, request: api_pb2.VolumeRemoveFile2Request) -> Empty:
+        return await self._remove(request)
+
+    async def VolumeCopyFiles(self, request: api_pb2.VolumeCopyFilesRequest) -> Empty:
+        return await self._copy(request)
+
+    async def VolumeCopyFiles2(self, request: api_pb2.VolumeCopyFiles2Request) -> Empty:
+        return await self._copy(request)
+
+    # Mounts, from inside containers.
+
+    async def VolumeCommit(self, request: api_pb2.VolumeCommitRequest) -> api_pb2.VolumeCommitResponse:
+        task_id = container_caller()
+        with _as_rpc_errors():
+            await self.mounted.commit(task_id, request.volume_id)
+        return api_pb2.VolumeCommitResponse(skip_reload=False)
+
+    async def VolumeReload(self, request: api_pb2.VolumeReloadRequest) -> Empty:
+        task_id = container_caller()
+        with _as_rpc_errors():
+            await self.mounted.reload(task_id, request.volume_id)
+        return Empty()
+
+    # How.
+
+    def _manifest(self, volume_id: str) -> Manifest:
+        self.objects.get(volume_id)
+        return self.files.head(volume_id).manifest
+
+    def _listing(
+        self, request: api_pb2.VolumeListFilesRequest | api_pb2.VolumeListFiles2Request
+    ) -> Iterator[list[api_pb2.FileEntry]]:
+        with _as_rpc_errors():
+            found = paths.list_entries(self._manifest(request.volume_id), request.path, request.recursive)
+        if request.max_entries:
+            found = found[: request.max_entries]
+        for start in range(0, len(found), LIST_BATCH):
+            yield [_file_entry(path, entry) for path, entry in found[start : start + LIST_BATCH]]
+
+    def _file(self, volume_id: str, path: str) -> Entry:
+        with _as_rpc_errors():
+            entry = paths.look_up(self._manifest(volume_id), path)
+        if entry is None or entry.kind != FILE:
+            raise RpcError(Status.INVALID_ARGUMENT, f"'{path}' is not a file.")
+        return entry
+
+    async def _update(self, volume_id: str, compute: Callable[[Manifest], Changes]) -> None:
+        self.objects.get(volume_id)
+        with _as_rpc_errors():
+            await asyncio.to_thread(self.files.update, volume_id, compute)
+
+    async def _upload(self, volume_id: str, files: dict[str, Entry], overwrite: bool) -> None:
+        await self._update(volume_id, lambda manifest: paths.upload(manifest, files, overwrite))
+
+    async def _remove(
+        self, request: api_pb2.VolumeRemoveFileRequest | api_pb2.VolumeRemoveFile2Request
+    ) -> Empty:
+        await self._update(
+            request.volume_id, lambda manifest: paths.remove(manifest, request.path, request.recursive)
+        )
+        return Empty()
+
+    async def _copy(self, request: api_pb2.VolumeCopyFilesRequest | api_pb2.VolumeCopyFiles2Request) -> Empty:
+        now = time.time_ns()
+        await self._update(
+            request.volume_id,
+            lambda manifest: paths.copy(
+                manifest, request.src_paths, request.dst_path, request.recursive, now
+            ),
+        )
+        return Empty()
+
+    def _uploaded_files(self, files: Iterable[api_pb2.MountFile]) -> dict[str, Entry]:
+        now = time.time_ns()
+        entries = {}
+        for uploaded in files:
+            sha256 = uploaded.sha256_hex
+            if not self.files.blobs.has(sha256):
+                # Volumes of version 1 are uploaded through the same RPC as the files of mounts.
+                source = self.server.mounts.path(sha256)
+                if not source.exists():
+                    raise RpcError(
+                        Status.FAILED_PRECONDITION,
+                        f"The content of '{uploaded.filename}' has not been uploaded.",
+                    )
+                self.files.blobs.put_file(source)
+            entries[uploaded.filename] = file(
+                sha256, self.files.blobs.size(sha256), uploaded.mode or DEFAULT_FILE_MODE, now
+            )
+        return entries
+
+    def _missing_blocks(
+        self, files: Sequence[PutFiles2.File]
+    ) -> list[api_pb2.VolumePutFiles2Response.MissingBlock]:
+        missing = []
+        asked: set[str] = set()
+        for file_index, uploaded in enumerate(files):
+            for block_index, block in enumerate(uploaded.blocks):
+                sha256 = block.contents_sha256.hex()
+                if sha256 not in asked and not self.files.blobs.has(sha256):
+                    asked.add(sha256)
+                    missing.append(
+                        api_pb2.VolumePutFiles2Response.MissingBlock(
+                            file_index=file_index,
+                            block_index=block_index,
+                            put_url=f"{self.server.http.url}/volumes/blocks/{sha256}",
+                        )
+                    )
+        return missing
+
+    def _assembled_files(self, files: Iterable[PutFiles2.File]) -> dict[str, Entry]:
+        now = time.time_ns()
+        entries = {}
+        for uploaded in files:
+            blocks = [block.contents_sha256.hex() for block in uploaded.blocks]
+            try:
+                sha256 = (
+                    self.files.blobs.assemble(blocks, uploaded.size)
+                    if blocks
+                    else self.files.blobs.put_bytes(b"")
+                )
+            except (MissingBlob, ValueError) as error:
+                raise RpcError(
+                    Status.INVALID_ARGUMENT, f"'{uploaded.path}' can't be put together: {error}"
+                ) from None
+            mode = uploaded.mode if uploaded.HasField("mode") else DEFAULT_FILE_MODE
+            entries[uploaded.path] = file(sha256, uploaded.size, mode, now)
+        return entries
+
+    async def _receive_block(self, request: web.Request) -> web.Response:
+        expected = request.match_info["sha256"]
+        writer = self.files.blobs.writer()
+        try:
+            async for chunk in request.content.iter_any():
+                writer.write(chunk)
+                if writer.size > BLOCK_SIZE:
+                    raise web.HTTPRequestEntityTooLarge(max_size=BLOCK_SIZE, actual_size=writer.size)
+            if writer.sha256 != expected:
+                raise web.HTTPBadRequest(text=f"The block's sha256 is {writer.sha256}, not {expected}")
+        except BaseException:
+            writer.discard()
+            raise
+        return web.Response(text=writer.finish())
+
+    async def _send_content(self, request: web.Request) -> web.Response:
+        sha256, start, end = (
+            request.match_info["sha256"],
+            int(request.query["start"]),
+            int(request.query["end"]),
+        )
+        try:
+            data = await asyncio.to_thread(self.files.blobs.read, sha256, start, end - start)
+        except (MissingBlob, ValueError):
+            raise web.HTTPNotFound(text=f"No content {sha256}") from None
+        digest = base64.b64encode(hashlib.sha256(data).digest()).decode()
+        return web.Response(body=data, headers={"Repr-Digest": f"sha-256=:{digest}:"})
+
+    async def _drop(self, record: Record) -> None:
+        await asyncio.to_thread(self.files.delete, record.object_id)
+
+
+@contextmanager
+def _as_rpc_errors() -> Iterator[None]:
+    try:
+        yield
+    except tuple(_STATUSES) as error:
+        raise RpcError(_STATUSES[type(error)], str(error)) from None
+
+
+def _file_entry(path: str, entry: Entry) -> api_pb2.FileEntry:
+    # A name that isn't UTF-8 can't travel in a protobuf string.
+    return api_pb2.FileEntry(
+        path=path.encode("utf-8", "replace").decode(),
+        type=_FILE_TYPES[entry.kind],
+        mtime=max(0, entry.mtime_ns // 10**9),
+        size=entry.size,
+    )
+
+
+def _metadata(record: Record) -> api_pb2.VolumeMetadata:
+    return api_pb2.VolumeMetadata(
+        version=api_pb2.VolumeFsVersion.ValueType(record.version),
+        name=record.name,
+        creation_info=record.creation_info(),
+    )

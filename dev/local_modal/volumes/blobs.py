@@ -1,0 +1,245 @@
+"""File contents by their sha256: written once, never changed, shared by all versions and volumes that contain
+them."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import itertools
+import os
+import re
+import time
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+
+CHUNK = 1 << 20
+SMALL = 1 << 20
+"""Contents up to this many bytes are handled in memory."""
+BLOCK_SIZE = 8 * 1024 * 1024
+"""Volumes of version 2 are uploaded, and all are downloaded, in pieces of this size
+(`modal/_utils/blob_utils.py`)."""
+_FICLONE = 0x40049409
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class MissingBlob(Exception):
+    """A content that is to be used has not been uploaded."""
+
+
+class BlobStore:
+    """A directory of contents; every method may be called from any thread.
+
+    A content appears by renaming a complete temporary file, so a crash leaves nothing half written under its
+    final name.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._temporary = root / "tmp"
+        self._temporary.mkdir(parents=True, exist_ok=True)
+        self._names = itertools.count()
+        self._reflinks = True
+        for index in range(256):
+            (root / f"{index:02x}").mkdir(exist_ok=True)
+
+    def path(self, sha256: str) -> Path:
+        """Where a content is; its bytes never change.
+
+        Raises:
+            ValueError: not a sha256 in lower-case hex (a path could be smuggled in otherwise).
+        """
+        return Path(self._location(sha256))
+
+    def has(self, sha256: str) -> bool:
+        """Whether the content is here."""
+        return os.path.exists(self._location(sha256))
+
+    def size(self, sha256: str) -> int:
+        """Its length in bytes.
+
+        Raises:
+            MissingBlob: it isn't here.
+        """
+        try:
+            return os.stat(self._location(sha256)).st_size
+        except FileNotFoundError:
+            raise MissingBlob(sha256) from None
+
+    def read(self, sha256: str, start: int, length: int) -> bytes:
+        """A piece of a content, shorter than `length` only at its end.
+
+        Raises:
+            MissingBlob: it isn't here.
+        """
+        try:
+            with open(self._location(sha256), "rb") as stream:
+                stream.seek(start)
+                return stream.read(length)
+        except FileNotFoundError:
+            raise MissingBlob(sha256) from None
+
+    def put_bytes(self, data: bytes) -> str:
+        """Keep `data` and return its sha256."""
+        sha256 = hashlib.sha256(data).hexdigest()
+        if not self.has(sha256):
+            writer = self.writer()
+            writer.write(data)
+            writer.finish()
+        return sha256
+
+    def put_file(self, source: str | Path) -> tuple[str, int]:
+        """Keep the content of a file that others may be writing to; returns sha256 and size of what was read.
+
+        Raises:
+            OSError: the file can't be read, for example because it is gone.
+        """
+        with open(source, "rb", buffering=0) as stream:
+            first = stream.read(SMALL + 1) or b""
+            if len(first) <= SMALL:
+                return self.put_bytes(first), len(first)
+            writer = self.writer()
+            try:
+                writer.write(first)
+                while chunk := stream.read(CHUNK):
+                    writer.write(chunk)
+            except BaseException:
+                writer.discard()
+                raise
+        return writer.finish(), writer.size
+
+    def writer(self) -> BlobWriter:
+        """For a content that arrives in pieces."""
+        return BlobWriter(self._temporary / f"{os.getpid()}-{next(self._names)}", self._location)
+
+    def assemble(self, blocks: Sequence[str], size: int) -> str:
+        """The file of `size` bytes whose 8 MiB blocks these are, each without its trailing zero bytes;
+        returns its sha256.
+
+        Raises:
+            MissingBlob: a block has not been uploaded.
+            ValueError: the blocks don't fit the size.
+        """
+        if len(blocks) != -(-size // BLOCK_SIZE):
+            raise ValueError(f"{len(blocks)} blocks can't make a file of {size} bytes")
+        if len(blocks) == 1 and self.size(blocks[0]) == size:
+            return blocks[0]
+        writer = self.writer()
+        try:
+            for index, block in enumerate(blocks):
+                expected = min(BLOCK_SIZE, size - index * BLOCK_SIZE)
+                padding = expected - self.size(block)
+                if padding < 0:
+                    raise ValueError(f"Block {index} is longer than the {expected} bytes that belong there")
+                with open(self._location(block), "rb") as stream:
+                    while chunk := stream.read(CHUNK):
+                        writer.write(chunk)
+                while padding > 0:
+                    writer.write(bytes(min(CHUNK, padding)))
+                    padding -= CHUNK
+        except BaseException:
+            writer.discard()
+            raise
+        return writer.finish()
+
+    def copy_to(self, sha256: str, destination: str, mode: int, mtime_ns: int) -> os.stat_result:
+        """Make `destination`, which must not exist, an independent file of this content; shares blocks where
+        the file system can.
+
+        Raises:
+            MissingBlob: the content isn't here.
+        """
+        try:
+            source = os.open(self._location(sha256), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise MissingBlob(sha256) from None
+        try:
+            target = os.open(destination, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                if not self._clone(source, target):
+                    _copy_all(source, target)
+                os.fchmod(
+                    target, mode
+                )  # after the content: open() would apply our umask, and write() clears set-uid bits
+                os.utime(target, ns=(mtime_ns, mtime_ns))
+                return os.fstat(target)
+            finally:
+                os.close(target)
+        finally:
+            os.close(source)
+
+    def collect_garbage(self, needed: Collection[str], older_than: float) -> int:
+        """Remove contents not in `needed` that are older than so many seconds (an upload may be under way);
+        returns how many."""
+        oldest_kept = time.time() - older_than
+        removed = 0
+        for left_over in os.scandir(self._temporary):
+            os.unlink(left_over.path)
+        for directory in os.scandir(self._root):
+            if len(directory.name) != 2:
+                continue
+            for entry in os.scandir(directory.path):
+                if directory.name + entry.name not in needed and entry.stat().st_mtime < oldest_kept:
+                    os.unlink(entry.path)
+                    removed += 1
+        return removed
+
+    def _clone(self, source: int, target: int) -> bool:
+        if not self._reflinks:
+            return False
+        try:
+            fcntl.ioctl(target, _FICLONE, source)
+        except OSError as error:
+            if error.errno in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.ENOSYS):
+                self._reflinks = False
+                return False
+            raise
+        return True
+
+    def _location(self, sha256: str) -> str:
+        if not _SHA256.fullmatch(sha256):
+            raise ValueError(f"Not a sha256: {sha256!r}")
+        return f"{self._root}/{sha256[:2]}/{sha256[2:]}"
+
+
+class BlobWriter:
+    """One content on its way into the store; `finish` or `discard` it."""
+
+    def __init__(self, temporary: Path, location: Callable[[str], str]) -> None:
+        self._temporary = temporary
+        self._location = location
+        self._hash = hashlib.sha256()
+        self._stream = open(temporary, "xb", buffering=0)  # noqa: SIM115 - closed by finish or discard
+        self.size = 0
+
+    @property
+    def sha256(self) -> str:
+        """Of what has been written so far."""
+        return self._hash.hexdigest()
+
+    def write(self, data: bytes) -> None:
+        """Append."""
+        self._hash.update(data)
+        self.size += len(data)
+        view = memoryview(data)
+        while view:
+            view = view[self._stream.write(view) :]
+
+    def finish(self) -> str:
+        """Put the content into its place and return its sha256."""
+        self._stream.close()
+        os.chmod(self._temporary, 0o444)
+        os.rename(self._temporary, self._location(self.sha256))
+        return self.sha256
+
+    def discard(self) -> None:
+        """Forget it."""
+        self._stream.close()
+        self._temporary.unlink(missing_ok=True)
+
+
+def _copy_all(source: int, target: int) -> None:
+    while data := os.read(source, SMALL):
+        view = memoryview(data)
+        while view:
+            view = view[os.write(target, view) :]

@@ -1,0 +1,247 @@
+"""A container's own copy of a volume: a snapshot when it is mounted, committed and reloaded on request.
+
+Changes are found by looking: a file whose size, times, inode and mode are as they were when its content was
+last known has not changed. That is only sound if a later change must show in its times, so a file whose ctime
+isn't older than the moment of looking, by the file system's own clock, is read again next time.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from local_modal.volumes import openfiles
+from local_modal.volumes.manifest import (
+    DIRECTORY,
+    FILE,
+    SYMLINK,
+    Changes,
+    Entry,
+    Manifest,
+    apply,
+    difference,
+    directory,
+    file,
+    parents,
+    subtree,
+)
+from local_modal.volumes.store import VolumeStore
+
+OPEN_FILES_MESSAGE = "there are open files preventing the operation"
+"""`Volume.reload` of the SDK looks for these words to tell the user which file it is (`modal/volume.py`)."""
+
+_Seen = tuple[int, int, int, int, int]
+"""Size, mtime and ctime in ns, inode and mode of a file whose content is known."""
+
+
+class OpenFiles(Exception):
+    """A process of the container uses a file of the view, which therefore can't be replaced."""
+
+
+class NotADirectoryInVolume(Exception):
+    """The sub path of a mount is a file."""
+
+
+@dataclass(frozen=True)
+class BoundView:
+    """What the container's launcher has to mount."""
+
+    mount_path: str
+    host_path: Path
+    read_only: bool
+    volume_id: str
+
+
+class View:
+    """One volume, or one directory of it, mounted in one container. Not for use by several threads at a
+    time."""
+
+    def __init__(self, store: VolumeStore, bound: BoundView, sub_path: str = "") -> None:
+        self.bound = bound
+        self._store = store
+        self._sub_path = sub_path
+        self._root = os.path.realpath(bound.host_path)
+        self._base: Manifest = {}
+        """What the view holds as far as is known: the version that was last copied, with our own commits."""
+        self._seen: dict[str, tuple[_Seen, Entry]] = {}
+        """Files whose content is known, with how they looked then."""
+
+    def open(self) -> None:
+        """Copy the current version to `bound.host_path`.
+
+        Raises:
+            NotADirectoryInVolume: `sub_path` is a file. Where there is nothing it is created, as on Modal.
+        """
+        os.makedirs(self._root, mode=0o755)
+        manifest = self._store.head(self.bound.volume_id).manifest
+        if self._sub_path:
+            self._check_sub_path(manifest)
+            if self._sub_path not in manifest:
+                made = Changes({self._sub_path: directory(_filesystem_time(self._root))})
+                manifest = self._store.commit(self.bound.volume_id, made).manifest
+        self._base = subtree(manifest, self._sub_path)
+        for path in sorted(self._base):
+            self._write(path, self._base[path])
+        self._forget_recent(_filesystem_time(self._root))
+
+    def commit(self, pids: Iterable[int]) -> None:
+        """Publish what has changed since the last commit; a read-only mount has nothing to publish.
+
+        Args:
+            pids: the container's processes, which may have files mapped into memory.
+        """
+        if self.bound.read_only:
+            return
+        changes = self._changes(openfiles.written_through_memory(pids, self._roots()))
+        if changes:
+            self._store.commit(self.bound.volume_id, changes.below(self._sub_path))
+            self._base = apply(self._base, changes)
+
+    def reload(self, pids: Iterable[int]) -> None:
+        """Commit what is pending, then make the view equal to the current version, touching only what
+        differs.
+
+        Raises:
+            OpenFiles: one of the processes `pids` uses a file below the view; nothing has been done.
+        """
+        pids = list(pids)
+        use = openfiles.find_use(pids, self._roots())
+        if use is not None:
+            raise OpenFiles(f"{OPEN_FILES_MESSAGE}: {use}")
+        self.commit(pids)
+        target = subtree(self._store.head(self.bound.volume_id).manifest, self._sub_path)
+        changes = difference(self._base, target)
+        for path in sorted(changes.deletes, reverse=True):
+            self._remove(path)
+        for path in sorted(changes.puts):
+            self._clear_the_way(path, changes.puts[path])
+            self._write(path, changes.puts[path])
+        self._base = target
+        if changes:
+            self._forget_recent(_filesystem_time(self._root))
+
+    def close(self) -> None:
+        """Remove the copy; what wasn't committed is lost."""
+        shutil.rmtree(self._root, ignore_errors=True)
+
+    def _check_sub_path(self, manifest: Manifest) -> None:
+        for path in (*parents(self._sub_path), self._sub_path):
+            if path in manifest and manifest[path].kind != DIRECTORY:
+                raise NotADirectoryInVolume(
+                    f"/{path} is not a directory, so /{self._sub_path} can't be mounted"
+                )
+
+    def _roots(self) -> list[str]:
+        # In the container's mount namespace the view is at the mount path, without namespaces at its own.
+        # Modal itself mounts below /__modal/volumes (modal/volume.py looks there for open files).
+        return [self._root, self.bound.mount_path, f"/__modal/volumes/{self.bound.volume_id}"]
+
+    # Looking.
+
+    def _changes(self, always_read: set[str]) -> Changes:
+        now = _filesystem_time(self._root)
+        puts: dict[str, Entry] = {}
+        found: set[str] = set()
+        pending = [""]
+        while pending:
+            below = pending.pop()
+            try:
+                with os.scandir(f"{self._root}/{below}") as children:
+                    entries = list(children)
+            except FileNotFoundError:  # removed while we look
+                continue
+            for child in entries:
+                path = f"{below}/{child.name}" if below else child.name
+                try:
+                    status = child.stat(follow_symlinks=False)
+                    entry = self._look(path, child.path, status, always_read)
+                except FileNotFoundError:
+                    continue
+                if entry is None:
+                    continue
+                found.add(path)
+                if entry.kind == DIRECTORY:
+                    pending.append(path)
+                if not entry.same_as(self._base.get(path)):
+                    puts[path] = entry
+        self._forget_recent(now)
+        deletes = [path for path in self._base if path not in found]
+        for path in deletes:
+            self._seen.pop(path, None)
+        return Changes(puts, deletes)
+
+    def _look(self, path: str, location: str, status: os.stat_result, always_read: set[str]) -> Entry | None:
+        mode = status.st_mode
+        if stat.S_ISREG(mode):
+            looks = _looks(status)
+            known = self._seen.get(path)
+            if known is not None and known[0] == looks and path not in always_read:
+                return known[1]
+            sha256, size = self._store.blobs.put_file(location)
+            entry = file(sha256, size, mode, status.st_mtime_ns)
+            self._seen[path] = (looks, entry)
+            return entry
+        if stat.S_ISDIR(mode):
+            return directory(status.st_mtime_ns, stat.S_IMODE(mode))
+        if stat.S_ISLNK(mode):
+            return Entry(SYMLINK, 0o777, status.st_mtime_ns, target=os.readlink(location))
+        return None  # sockets, pipes and devices can't be kept
+
+    def _forget_recent(self, now: int) -> None:
+        # A file changed once more within this tick of the file system's clock would look the same as now.
+        for path in [path for path, (looks, _) in self._seen.items() if looks[2] >= now]:
+            del self._seen[path]
+
+    # Changing.
+
+    def _write(self, path: str, entry: Entry) -> None:
+        location = f"{self._root}/{path}"
+        if entry.kind == FILE:
+            status = self._store.blobs.copy_to(entry.sha256, location, entry.mode, entry.mtime_ns)
+            self._seen[path] = (_looks(status), entry)
+        elif entry.kind == SYMLINK:
+            os.symlink(entry.target, location)
+        else:
+            os.makedirs(location, exist_ok=True)
+            os.chmod(location, entry.mode)
+
+    def _clear_the_way(self, path: str, entry: Entry) -> None:
+        location = f"{self._root}/{path}"
+        if os.path.isdir(location) and not os.path.islink(location):
+            if entry.kind != DIRECTORY:
+                shutil.rmtree(location)
+        elif os.path.lexists(location):
+            os.unlink(location)
+
+    def _remove(self, path: str) -> None:
+        self._seen.pop(path, None)
+        location = f"{self._root}/{path}"
+        try:
+            if os.path.isdir(location) and not os.path.islink(location):
+                os.rmdir(location)
+            else:
+                os.unlink(location)
+        except FileNotFoundError:
+            pass
+        except OSError:
+            # The container has put something new into the directory since the commit a moment ago: it is
+            # found as a change next time.
+            if not os.path.isdir(location):
+                raise
+
+
+def _looks(status: os.stat_result) -> _Seen:
+    return (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_mode)
+
+
+def _filesystem_time(root: str) -> int:
+    """The time in ns that a change on the file system of `root` would be recorded with now; its clock ticks
+    every few milliseconds."""
+    probe = f"{root}.clock"
+    with open(probe, "wb"):
+        os.utime(probe)
+    return os.stat(probe).st_ctime_ns
