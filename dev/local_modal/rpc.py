@@ -32,7 +32,8 @@ log = logging.getLogger(__name__)
 CLIENT_TYPE_CONTAINER = 3
 TASK_ID_HEADER = "x-local-task-id"
 
-# Executing one of these twice would change the outcome; all others may simply be executed again.
+# Executing one of these twice would change the outcome; all others may simply be executed again. QueueGet is missing on
+# purpose: it must end when its client is gone, or it would take an item for nobody. Its service replays what it has taken.
 REPLAYED = frozenset(
     {
         "AppCreate",
@@ -49,7 +50,6 @@ REPLAYED = frozenset(
         "FunctionPrecreate",
         "FunctionPutInputs",
         "FunctionRetryInputs",
-        "QueueGet",
         "QueueGetOrCreate",
         "QueuePut",
         "SecretGetOrCreate",
