@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psycopg2
 import pytest
+
 from tools.postgres import THROW_AWAY, serve
 
 pytest_plugins = ["local_modal.pytest_plugin"] if find_spec("local_modal.pytest_plugin") else []
