@@ -1,0 +1,1 @@
+"""What lies on the environment's Volume, and how it is read and written safely."""

@@ -1,0 +1,256 @@
+"""How is a file of the environment's Volume read and written so that everybody sees the same?
+
+Through the SDK, not through the mount: what the SDK wrote is visible to all on return and what it reads is
+the latest, in every container and outside Modal; no commit and no reload is involved, which fail or publish
+half-written files while a task works on the mount. Files of ours are immutable and uniquely named, or one
+small pointer that is replaced whole. The mount serves as a cache of immutable files (``read_immutable``).
+
+All paths are relative to the Volume's root, with ``/`` and without a leading one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import logging
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from airflow_provider_modal.errors import NotFoundError, UnreachableError
+from airflow_provider_modal.modal_errors import passing_errors, translated
+from airflow_provider_modal.volume.paths import below, inner_path
+
+if TYPE_CHECKING:
+    import modal
+
+    from airflow_provider_modal.names import ResourceNames
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+DEADLINE = 30.0
+"""Seconds for one operation with its repetitions; large uploads get more, by their size."""
+SLOWEST_UPLOAD = 1024 * 1024
+"""Bytes per second below which an upload counts as hung."""
+PARALLEL_READS = 16
+_DELAYS = (0.2, 1.0, 3.0)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry of a listing.
+
+    :param path: relative to the Volume's root.
+    :param size: bytes.
+    :param mtime: seconds since the epoch; Modal's listings have whole seconds.
+    :param is_file: a regular file; False for folders and for links, which the SDK does not follow.
+    """
+
+    path: str
+    size: int
+    mtime: float
+    is_dir: bool
+    is_file: bool = True
+
+
+class VolumeFiles:
+    """Files of one Volume.
+
+    Safe to share between threads. Every operation repeats what failed in passing, with a bound, and may raise
+    :class:`UnreachableError` when Modal does not answer within the deadline, :class:`ConfigError` when it
+    refuses the token and :class:`NotFoundError` when the Volume itself does not exist.
+
+    :param volume: a handle; may be lazy.
+    :param mount: where this container has the Volume mounted, if it has.
+    :param deadline: seconds for one operation.
+    """
+
+    def __init__(
+        self, volume: modal.Volume, mount: Path | None = None, *, deadline: float = DEADLINE
+    ) -> None:
+        self._volume = volume
+        self._mount = mount
+        self._deadline = deadline
+
+    @classmethod
+    def open(cls, resources: ResourceNames, mount: Path | None = None) -> VolumeFiles:
+        """Return the files of an environment's Volume; makes no call yet."""
+        import modal
+
+        return cls(modal.Volume.from_name(resources.volume), mount)
+
+    def read(self, path: str) -> bytes:
+        """Return a file's latest content.
+
+        :raises FileNotFoundError: there is no such file.
+        """
+        return self.read_many([path])[path]
+
+    def read_many(self, paths: Iterable[str]) -> dict[str, bytes]:
+        """Return the latest content of several files, read side by side.
+
+        :raises FileNotFoundError: one of them does not exist.
+        """
+        wanted = [inner_path(path) for path in paths]
+
+        async def read_all() -> dict[str, bytes]:
+            slots = asyncio.Semaphore(PARALLEL_READS)
+
+            async def read_one(path: str) -> bytes:
+                async with slots:
+                    return await self._attempt(f"read {path} of the Volume", lambda: self._read(path))
+
+            return dict(zip(wanted, await asyncio.gather(*map(read_one, wanted)), strict=True))
+
+        return _run(read_all())
+
+    def read_immutable(self, path: str) -> bytes:
+        """Return the content of a file that never changes once it is there: from the mount if it is there.
+
+        :raises FileNotFoundError: there is no such file.
+        """
+        return self._read_mounted(path) if self.mounted(path) else self.read(path)
+
+    def mounted(self, path: str) -> bool:
+        """Return whether this container's mount holds the file (files that came later are missing there)."""
+        return self._mount is not None and below(self._mount, path).is_file()
+
+    def write(self, path: str, data: bytes) -> None:
+        """Replace a file as a whole; readers see the old content or the new one."""
+        self.write_many({path: data})
+
+    def write_many(self, files: Mapping[str, bytes | Path]) -> None:
+        """Replace several files in one upload; values are contents, or local files to read them from.
+
+        :raises FileNotFoundError: a local file does not exist.
+        """
+        if not files:
+            return
+        size = sum(
+            source.stat().st_size if isinstance(source, Path) else len(source) for source in files.values()
+        )
+
+        async def upload() -> None:
+            async with self._volume.batch_upload.aio(force=True) as batch:
+                for path, source in files.items():
+                    local = source if isinstance(source, Path) else io.BytesIO(source)
+                    batch.put_file(local, "/" + inner_path(path))
+
+        what = f"write {next(iter(files))} to the Volume" + (
+            f" (and {len(files) - 1} more)" if len(files) > 1 else ""
+        )
+        _run(self._attempt(what, upload, extra=size / SLOWEST_UPLOAD))
+
+    def list(self, path: str, recursive: bool = False) -> list[Entry]:
+        """Return what a folder holds, sorted by path; an empty list if it does not exist.
+
+        :param path: the folder; ``""`` is the Volume's root.
+        """
+        folder = inner_path(path) if path else ""
+
+        async def list_folder() -> list[Entry]:
+            entries = await self._volume.listdir.aio("/" + folder, recursive=recursive)
+            return sorted((_entry(entry) for entry in entries), key=lambda entry: entry.path)
+
+        return _run(self._attempt(f"list {folder or '/'} of the Volume", list_folder, missing=[]))
+
+    def remove(self, path: str, recursive: bool = False) -> None:
+        """Remove a file, or with ``recursive`` a folder; what does not exist counts as removed."""
+
+        async def remove() -> None:
+            await self._volume.remove_file.aio("/" + inner_path(path), recursive=recursive)
+
+        _run(self._attempt(f"remove {path} from the Volume", remove, missing=None))
+
+    async def _read(self, path: str) -> bytes:
+        return b"".join([chunk async for chunk in self._volume.read_file.aio("/" + path)])
+
+    def _read_mounted(self, path: str) -> bytes:
+        assert self._mount is not None
+        return below(self._mount, path).read_bytes()
+
+    async def _attempt(
+        self,
+        what: str,
+        operation: Callable[[], Awaitable[T]],
+        *,
+        extra: float = 0.0,
+        missing: Any = ...,
+    ) -> T:
+        """Run an operation until it succeeds, fails for good or is out of time.
+
+        :param extra: seconds on top of the deadline.
+        :param missing: the result when the path does not exist; by default that is an error.
+        """
+        from modal import exception
+
+        ends = time.monotonic() + self._deadline + extra
+        for delay in (*_DELAYS, None):
+            try:
+                with translated(what):
+                    return await asyncio.wait_for(
+                        self._on_volume(operation), max(ends - time.monotonic(), 0.01)
+                    )
+            except (FileNotFoundError, exception.NotFoundError) as error:
+                if missing is ...:
+                    raise FileNotFoundError(f"can't {what}: it does not exist") from error
+                return missing
+            except UnreachableError as error:
+                passing = isinstance(error.__cause__, passing_errors())
+                if not passing or delay is None or time.monotonic() + delay >= ends:
+                    raise
+                log.warning("%s; next attempt in %.1f s", error, delay)
+                await asyncio.sleep(delay)
+        raise AssertionError("unreachable")
+
+    async def _on_volume(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """Tell a missing Volume from a missing path: the SDK reports both alike."""
+        from modal import exception
+
+        try:
+            await self._volume.hydrate.aio()
+        except exception.NotFoundError as error:
+            raise NotFoundError(
+                f"the environment's Volume does not exist ({error}); create it: modalflow create"
+            ) from error
+        return await operation()
+
+
+def _entry(entry: Any) -> Entry:
+    # By name: the enumeration moved between the SDK's modules.
+    kind = entry.type.name
+    return Entry(
+        path=entry.path.strip("/"),
+        size=entry.size,
+        mtime=float(entry.mtime),
+        is_dir=kind == "DIRECTORY",
+        is_file=kind == "FILE",
+    )
+
+
+def _run(operation: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end, also for a caller whose thread runs an event loop already."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(operation)
+    outcome: list[T] = []
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            outcome.append(asyncio.run(operation))
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=run, name="volume-files")
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+    return outcome[0]
