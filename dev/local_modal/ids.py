@@ -1,5 +1,4 @@
-"""Object ids in Modal's format: a two-letter prefix that the SDK checks, a dash, and 22 letters and digits.
-"""
+"""Object ids in Modal's format: a two-letter prefix that the SDK checks, a dash, 22 letters and digits."""
 
 from __future__ import annotations
 

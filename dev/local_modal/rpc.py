@@ -32,8 +32,9 @@ log = logging.getLogger(__name__)
 CLIENT_TYPE_CONTAINER = 3
 TASK_ID_HEADER = "x-local-task-id"
 
-# Executing one of these twice would change the outcome; all others may simply be executed again. QueueGet is missing on
-# purpose: it must end when its client is gone, or it would take an item for nobody. Its service replays what it has taken.
+# Executing one of these twice would change the outcome; all others may simply be executed again. QueueGet is
+# missing on purpose: it must end when its client is gone, or it would take an item for nobody. Its service
+# replays what it has taken.
 REPLAYED = frozenset(
     {
         "AppCreate",
@@ -61,8 +62,7 @@ REPLAY_KEPT = 4096
 
 
 class RpcError(Exception):
-    """What a handler raises to answer with a gRPC status that the SDK turns into one of its own exceptions.
-    """
+    """What a handler raises to answer with a gRPC status that the SDK turns into an exception of its own."""
 
     def __init__(self, status: Status, message: str) -> None:
         super().__init__(message)

@@ -7,23 +7,31 @@ import socket
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import grpclib.server
 from grpclib.config import Configuration
 
 from local_modal.clock import Clock, SystemClock
+from local_modal.engine import Engine
 from local_modal.rpc import Dispatcher, Service
+from local_modal.services.apps import AppService
+from local_modal.services.blobs import BlobService
+from local_modal.services.calls import CallService
+from local_modal.services.containers import ContainerService
+from local_modal.services.control import ControlService
 from local_modal.services.dicts import DictService
 from local_modal.services.environments import EnvironmentService
+from local_modal.services.functions import FunctionService
+from local_modal.services.images import ImageService
+from local_modal.services.logs import LogService
+from local_modal.services.mounts import MountService
 from local_modal.services.queues import QueueService
+from local_modal.services.schedules import ScheduleService
 from local_modal.services.secrets import SecretService
 from local_modal.services.volumes import VolumeService
 from local_modal.store import Store
 from local_modal.web import HttpSide
-
-if TYPE_CHECKING:
-    from local_modal.worker import Workers
+from local_modal.worker import Workers
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +50,10 @@ class Options:
     python: str = sys.executable
     image_pythons: tuple[tuple[str, str], ...] = field(default=())
     """(glob on an image's FROM line, interpreter) pairs; the first match stands in for the image."""
+    cancel_grace: float = 2.0
+    """Seconds between the cancel event for an input that timed out and SIGINT to its container."""
+    stop_grace: float = 10.0
+    """Seconds between SIGINT to a container and SIGKILL."""
 
 
 class Server:
@@ -53,20 +65,41 @@ class Server:
         self.clock: Clock = clock or SystemClock()
         self.store = Store(self.state_dir)
         self.http = HttpSide(options.host)
+        self.workers = Workers(self)
+        self.engine = Engine(self)
         self.environments = EnvironmentService(self)
+        self.blobs = BlobService(self)
         self.secrets = SecretService(self)
         self.dicts = DictService(self)
         self.queues = QueueService(self)
         self.volumes = VolumeService(self)
+        self.mounts = MountService(self)
+        self.images = ImageService(self)
+        self.logs = LogService(self)
+        self.functions = FunctionService(self)
+        self.apps = AppService(self)
+        self.calls = CallService(self)
+        self.containers = ContainerService(self)
+        self.schedules = ScheduleService(self)
+        self.control = ControlService(self)
         # In the order of their start; each may use the ones before it.
         self.services: dict[str, Service] = {
             "environments": self.environments,
+            "blobs": self.blobs,
             "secrets": self.secrets,
             "dicts": self.dicts,
             "queues": self.queues,
             "volumes": self.volumes,
+            "mounts": self.mounts,
+            "images": self.images,
+            "logs": self.logs,
+            "functions": self.functions,
+            "apps": self.apps,
+            "calls": self.calls,
+            "containers": self.containers,
+            "schedules": self.schedules,
+            "control": self.control,
         }
-        self.workers: Workers
         self._grpc: grpclib.server.Server | None = None
         self.port = 0
 
@@ -81,6 +114,13 @@ class Server:
         Raises:
             OSError: the port is taken.
         """
+        # First the port: everything else changes files.
+        listener = socket.create_server((self.options.host, self.options.port), backlog=1024)
+        # Accepted connections inherit it. asyncio only sets it where a socket names its protocol, and each
+        # answer would otherwise wait 40 ms for the acknowledgement of the one before.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.port = listener.getsockname()[1]
+        await self.workers.start()
         for service in self.services.values():
             await service.start()
         await self.http.start()
@@ -90,15 +130,13 @@ class Server:
                 http2_connection_window_size=WINDOW_BYTES, http2_stream_window_size=WINDOW_BYTES
             ),
         )
-        listener = socket.create_server((self.options.host, self.options.port), backlog=1024)
-        # Accepted connections inherit it. asyncio only sets it where a socket names its protocol, and each answer would
-        # otherwise wait 40 ms for the acknowledgement of the one before.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.port = listener.getsockname()[1]
         await self._grpc.start(sock=listener)
+        await self.engine.start()
+        self.functions.warm_all()
 
     async def stop(self) -> None:
-        """Stop listening, stop the services, release the state directory."""
+        """End the containers, stop listening, stop the services, release the state directory."""
+        await self.engine.stop()
         if self._grpc is not None:
             self._grpc.close()
             await self._grpc.wait_closed()

@@ -1,0 +1,9 @@
+"""`python -m local_modal`: serve, env, fault."""
+
+from __future__ import annotations
+
+import sys
+
+from local_modal.cli import main
+
+sys.exit(main())

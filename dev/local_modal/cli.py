@@ -1,0 +1,238 @@
+"""The command line: start a server, print what clients need to reach it, make its containers fail."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import shlex
+import signal
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from local_modal.clients import SERVER_FILE, client_environ
+from local_modal.isolation import NO_NAMESPACES
+from local_modal.server import Options, Server
+from local_modal.store import StateDirInUse
+
+DESCRIPTION = """\
+A local Modal: one process that the unmodified `modal` package talks to instead of Modal's cloud. No account,
+no Docker. Containers are processes of this machine; deployed apps, volumes, dicts, queues and secrets live in
+the state directory and survive a restart.
+"""
+SERVE = f"""\
+Start a server and stay in the foreground; stop it with Ctrl-C. When it is ready it prints one line of JSON:
+
+  {{"server_url": ..., "http_url": ..., "pid": ..., "mode": "isolated" or "shared", "state_dir": ...}}
+
+"isolated": containers have a host name, pids, /tmp, a home directory and a file tree of their own (Linux
+namespaces; root isn't needed). "shared": where namespaces are forbidden, or {NO_NAMESPACES}=1 is set, they
+have directories of their own by environment variables only.
+"""
+FAULT = """\
+Make a running server's containers fail, to see how an application takes it. The same as HTTP requests to the
+server's http_url:
+
+  tasks       GET  /control/tasks
+  kill        POST /control/kill       {"task_id": ... or "function_name": ..., "app_name": ..., "signal":
+  "SIGKILL"} redeliver   POST /control/redeliver  {"task_id": ... or "input_id": ...}: a second container gets
+  an input that still runs fire        POST /control/fire       {"app_name": ..., "function_name": ...}: call
+  a function as its schedule does
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit code: 0 fine, 1 failed, 2 wrong usage."""
+    options = _parser().parse_args(arguments)
+    command: Any = options.command
+    try:
+        return int(command(options))
+    except (StateDirInUse, _Refused) as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+class _Refused(Exception):
+    """A failure that the user can understand and mend."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        "python -m local_modal", description=DESCRIPTION, formatter_class=formatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="start a server", description=SERVE, formatter_class=formatter)
+    _add_state_dir(serve)
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    serve.add_argument("--port", type=int, default=0, help="gRPC port; 0, the default, takes a free one")
+    serve.add_argument(
+        "--max-containers", type=int, default=12, metavar="N",
+        help="how many containers may run at the same time (default: %(default)s)",
+    )  # fmt: skip
+    serve.add_argument(
+        "--python", default=sys.executable, metavar="PATH",
+        help="interpreter that stands in for images; needs `modal` (default: the one that runs the server)",
+    )  # fmt: skip
+    serve.add_argument(
+        "--image-python", action="append", default=[], metavar="GLOB=PATH",
+        help="interpreter for images whose FROM matches, such as 'apache/airflow:2.*=/venvs/af2/bin/python'",
+    )  # fmt: skip
+    serve.add_argument(
+        "--stop-grace", type=float, default=Options.stop_grace, metavar="SECONDS",
+        help="between SIGINT to a container that must end and SIGKILL (default: %(default)s)",
+    )  # fmt: skip
+    serve.add_argument("--json", action="store_true", help="log in JSON lines")
+    serve.add_argument("--verbose", action="store_true", help="log more")
+    serve.set_defaults(command=_serve)
+
+    env = commands.add_parser(
+        "env", help="print the environment for clients",
+        description='Print export lines for a shell:  eval "$(python -m local_modal env --state-dir DIR)"',
+    )  # fmt: skip
+    _add_state_dir(env)
+    env.set_defaults(command=_env)
+
+    fault = commands.add_parser(
+        "fault", help="make containers fail", description=FAULT, formatter_class=formatter
+    )
+    faults = fault.add_subparsers(required=True, metavar="FAULT")
+    for name in ("tasks", "kill", "redeliver", "fire"):
+        sub = faults.add_parser(name)
+        _add_state_dir(sub)
+        sub.set_defaults(command=_fault, fault=name)
+        if name in ("kill", "redeliver"):
+            sub.add_argument("--task-id", help="the container (ta-...)")
+        if name in ("kill", "fire"):
+            sub.add_argument("--function-name")
+            sub.add_argument("--app-name")
+        if name == "kill":
+            sub.add_argument("--signal", default="SIGKILL", help="default: %(default)s")
+        if name == "redeliver":
+            sub.add_argument("--input-id")
+        if name == "fire":
+            sub.add_argument("--environment")
+    return parser
+
+
+def _add_state_dir(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--state-dir", type=Path, required=True, metavar="DIR", help="where the server keeps everything"
+    )
+
+
+# -- serve
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    _configure_logging(arguments.json, arguments.verbose)
+    pairs = []
+    for text in arguments.image_python:
+        pattern, separator, python = text.rpartition("=")
+        if not separator:
+            raise _Refused(f"--image-python {text}: expected GLOB=PATH")
+        pairs.append((pattern, python))
+    options = Options(
+        state_dir=arguments.state_dir,
+        host=arguments.host,
+        port=arguments.port,
+        max_containers=arguments.max_containers,
+        python=arguments.python,
+        image_pythons=tuple(pairs),
+        stop_grace=arguments.stop_grace,
+    )
+    asyncio.run(_run(options))
+    return 0
+
+
+async def _run(options: Options) -> None:
+    stop = asyncio.Event()
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(signum, stop.set)
+    try:
+        server = Server(options)
+    except PermissionError as error:
+        raise _Refused(f"--state-dir {options.state_dir}: {error.strerror}") from None
+    try:
+        await server.start()
+    except (OSError, ValueError) as error:
+        raise _Refused(f"Could not start on {options.host}:{options.port}: {error}") from None
+    ready = {
+        "server_url": server.url,
+        "http_url": server.http.url,
+        "pid": os.getpid(),
+        "mode": server.workers.isolation.mode,
+        "state_dir": str(server.state_dir),
+    }
+    server_file = server.state_dir / SERVER_FILE
+    partial = server_file.with_suffix(".partial")
+    partial.write_text(json.dumps(ready))
+    partial.rename(server_file)
+    logging.getLogger("local_modal").info("%s", server.workers.isolation.describe())
+    print(json.dumps(ready), flush=True)
+    await stop.wait()
+    server_file.unlink(missing_ok=True)
+    await server.stop()
+
+
+def _configure_logging(as_json: bool, verbose: bool) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        _JsonFormatter() if as_json else logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    )
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("local_modal").setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+class _JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        fields = {"time": record.created, "level": record.levelname, "message": record.getMessage()}
+        if record.exc_info:
+            fields["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(fields)
+
+
+# -- env, fault
+
+
+def _running(state_dir: Path) -> dict[str, Any]:
+    try:
+        ready: dict[str, Any] = json.loads((state_dir / SERVER_FILE).read_text())
+        os.kill(ready["pid"], 0)
+    except (FileNotFoundError, ProcessLookupError):
+        raise _Refused(
+            f"No server runs on {state_dir}. Start one: python -m local_modal serve --state-dir {state_dir}"
+        ) from None
+    except PermissionError:
+        pass  # another user's process: it lives
+    return ready
+
+
+def _env(arguments: argparse.Namespace) -> int:
+    for name, value in client_environ(_running(arguments.state_dir)["server_url"]).items():
+        print(f"export {name}={shlex.quote(value)}")
+    return 0
+
+
+def _fault(arguments: argparse.Namespace) -> int:
+    url = f"{_running(arguments.state_dir)['http_url']}/control/{arguments.fault}"
+    names = ("task_id", "function_name", "app_name", "signal", "input_id", "environment")
+    body = {name: value for name in names if (value := getattr(arguments, name, None))}
+    data = None if arguments.fault == "tasks" else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    try:
+        with contextlib.closing(
+            urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request)
+        ) as reply:
+            print(json.dumps(json.load(reply), indent=2))
+    except urllib.error.HTTPError as error:
+        raise _Refused(json.load(error)["error"]) from None
+    return 0

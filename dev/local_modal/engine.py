@@ -1,0 +1,528 @@
+"""What happens to calls and inputs: from their arrival through containers that run, fail or die to their
+results.
+
+The engine holds every call, input and container in memory and carries out what the scheduler plans. RPC
+handlers and the workers call in; all of it runs on the server's event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
+
+from grpclib.const import Status
+from modal_proto import api_pb2 as api
+
+from local_modal import ids
+from local_modal.model import App, Call, Input, Task
+from local_modal.rpc import RpcError
+from local_modal.scheduler import START_FAILURES_TOLERATED, PoolKey, Scheduler, restart_delay
+
+if TYPE_CHECKING:
+    from local_modal.server import Server
+
+log = logging.getLogger(__name__)
+
+INPUTS_HELD = 20.0
+"""Seconds that a container's request for inputs is held when there are none."""
+HEARTBEAT_HELD = 10.0
+"""Seconds that a heartbeat is held; the SDK gives up after 15.1."""
+CANCEL_REPEAT = 1.5
+"""Seconds between two cancel events for one input: the SDK loses one that comes while the input is
+starting.
+"""
+LOSSES_TOLERATED = 3
+"""Containers that may die under an input of an ephemeral app; inputs of deployed apps start again for
+ever.
+"""
+CRASHES_BEFORE_READY_TOLERATED = 5
+"""Containers that may die before their first request without having said why."""
+SERVER_STOP_GRACE = 3.0
+"""Seconds that containers have for their exit handlers and final commits when the server stops."""
+CALLS_KEPT = 20_000
+"""Finished calls whose results can be asked for; the oldest go first."""
+
+
+class Engine:
+    """Calls, inputs and containers, and the loop that moves them."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.scheduler = Scheduler(server.options.max_containers)
+        self.calls: dict[str, Call] = {}
+        self.inputs: dict[str, Input] = {}
+        self.tasks: dict[str, Task] = {}
+        self._finished_calls: OrderedDict[str, None] = OrderedDict()
+        self._kicked = asyncio.Event()
+        self._background: set[asyncio.Task[Any]] = set()
+        self._starved_reported = False
+
+    # -- the loop
+
+    async def start(self) -> None:
+        """Begin to plan."""
+        self._planning = asyncio.ensure_future(self._run())
+
+    async def stop(self) -> None:
+        """End all containers, gracefully for a moment, and stop planning."""
+        self._planning.cancel()
+        tasks = list(self.tasks.values())
+        for task in tasks:
+            task.stop_reason = task.stop_reason or "the server is stopping"
+            self.server.workers.interrupt(task.task_id)
+        exits = [asyncio.ensure_future(task.exited.wait()) for task in tasks]
+        if exits:
+            await asyncio.wait(exits, timeout=SERVER_STOP_GRACE)
+        for task in tasks:
+            self.server.workers.kill(task.task_id)
+        await self.server.workers.wait_all()
+        for background in list(self._background):
+            background.cancel()
+
+    def kick(self) -> None:
+        """Plan again soon; many kicks in one turn of the loop are one."""
+        self._kicked.set()
+
+    def spawn_background(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run `coroutine` for as long as the server lives; its failure is logged."""
+        task = asyncio.ensure_future(coroutine)
+        self._background.add(task)
+        task.add_done_callback(self._background_ended)
+
+    def _background_ended(self, task: asyncio.Task[Any]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("A background task of the engine failed", exc_info=task.exception())
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self._step()
+            except Exception:
+                # A bug in one step must not stop everything else for ever.
+                log.exception("The engine's loop failed; going on")
+                await self.server.clock.sleep(1.0)
+
+    async def _step(self) -> None:
+        """Carry out one plan, then wait for its next moment or a kick."""
+        self._kicked.clear()
+        now = self.server.clock.time()
+        plan = self.scheduler.plan(now)
+        for key in plan.starts:
+            self._start_container(key)
+        for task_id in plan.startup_timeouts:
+            self._startup_timed_out(self.tasks[task_id])
+        for task_id, input_id in plan.input_timeouts:
+            self._input_timed_out(self.tasks[task_id], input_id)
+        for task_id in plan.wake:
+            self.tasks[task_id].inputs_wake.set()
+        if plan.starved and not self._starved_reported:
+            log.warning(
+                "Inputs wait because all %d containers are busy; raise --max-containers if the "
+                "functions wait for each other",
+                self.scheduler.max_containers,
+            )
+        self._starved_reported = plan.starved
+        await self._wait(self._kicked, plan.wake_at - now)
+
+    async def _wait(self, event: asyncio.Event, seconds: float) -> bool:
+        """Whether `event` was set within `seconds` of the server's clock."""
+        if event.is_set():
+            return True
+        if seconds <= 0:
+            return False
+        waiter = asyncio.ensure_future(event.wait())
+        sleeper = asyncio.ensure_future(self.server.clock.sleep(min(seconds, 3600.0)))
+        try:
+            await asyncio.wait((waiter, sleeper), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiter.cancel()
+            sleeper.cancel()
+        return event.is_set()
+
+    # -- calls
+
+    def create_call(
+        self, function_id: str, call_type: int, invocation_type: int, parent_input_id: str = ""
+    ) -> Call:
+        """A new call of a function or variant.
+
+        Raises:
+            RpcError: the function doesn't exist or its app is stopped.
+        """
+        resolved = self.server.functions.resolve(function_id)
+        call = Call(
+            ids.new_id(ids.CALL),
+            function_id,
+            resolved.app.app_id,
+            call_type,
+            invocation_type,
+            self.server.clock.time(),
+            parent_input_id,
+        )
+        self.calls[call.call_id] = call
+        return call
+
+    def add_input(self, call: Call, index: int, payload: api.FunctionInput) -> Input:
+        """Queue one input of `call`."""
+        item = Input(ids.new_id(ids.INPUT), call, index, payload)
+        key = self.server.functions.ensure_pool(call.function_id)
+        call.inputs.append(item)
+        self.inputs[item.input_id] = item
+        self.scheduler.submit(key, item.input_id, self.server.clock.time())
+        self.kick()
+        return item
+
+    def call(self, call_id: str) -> Call:
+        """The call of that id.
+
+        Raises:
+            RpcError: NOT_FOUND.
+        """
+        if call_id not in self.calls:
+            raise RpcError(Status.NOT_FOUND, f"Function call {call_id} not found.")
+        return self.calls[call_id]
+
+    def cancel(self, call: Call, terminate_containers: bool, reason: str = "Cancelled by user") -> None:
+        """End what is queued; ask (or with `terminate_containers` force) what runs to end."""
+        for item in list(call.inputs):
+            if item.done:
+                continue
+            item.cancel_requested = True
+            if not item.running_on:
+                self.scheduler.withdraw(item.input_id)
+                self._finish_terminated(item, reason)
+                continue
+            for task_id in list(item.running_on):
+                if terminate_containers:
+                    self._stop_container(task_id, "a call was cancelled with terminate_containers=True")
+                    self.server.workers.kill(task_id)
+                else:
+                    self.tasks[task_id].cancelling.setdefault(item.input_id, 0.0)
+                    self.tasks[task_id].heartbeat_wake.set()
+            if terminate_containers:
+                self._finish_terminated(item, reason)
+        self.kick()
+
+    # -- containers: what they ask and tell
+
+    async def next_inputs(self, task_id: str) -> api.FunctionGetInputsResponse:
+        """Answer a container's request for inputs, held until there are some or the order to exit."""
+        deadline = self.server.clock.time() + INPUTS_HELD
+        while True:
+            task = self.tasks.get(task_id)
+            if task is None:
+                return api.FunctionGetInputsResponse(inputs=[api.FunctionGetInputsItem(kill_switch=True)])
+            task.inputs_wake.clear()
+            now = self.server.clock.time()
+            if task.redeliveries and task_id in self.scheduler.slots:
+                again = task.redeliveries.pop(0)
+                self.scheduler.redeliver(task_id, again.input_id, now)
+                return api.FunctionGetInputsResponse(inputs=[self._hand_out(task, again)])
+            handout = self.scheduler.claim(task_id, now)
+            if handout.exit:
+                return api.FunctionGetInputsResponse(inputs=[api.FunctionGetInputsItem(kill_switch=True)])
+            self.kick()
+            if handout.input_ids:
+                items = [self._hand_out(task, self.inputs[input_id]) for input_id in handout.input_ids]
+                return api.FunctionGetInputsResponse(inputs=items)
+            if not await self._wait(task.inputs_wake, deadline - now):
+                return api.FunctionGetInputsResponse()
+
+    def _hand_out(self, task: Task, item: Input) -> api.FunctionGetInputsItem:
+        item.running_on.add(task.task_id)
+        return api.FunctionGetInputsItem(
+            input_id=item.input_id,
+            input=item.payload,
+            function_call_id=item.call.call_id,
+            function_call_invocation_type=item.call.invocation_type,  # type: ignore[arg-type]
+            retry_count=item.retry_count,
+            function_map_idx=item.index,
+        )
+
+    async def heartbeat(self, task_id: str) -> api.ContainerHeartbeatResponse:
+        """Answer a container's heartbeat: at once when something is to be cancelled there."""
+        deadline = self.server.clock.time() + HEARTBEAT_HELD
+        while (task := self.tasks.get(task_id)) is not None:
+            task.heartbeat_wake.clear()
+            now = self.server.clock.time()
+            due = [input_id for input_id, sent in task.cancelling.items() if now - sent >= CANCEL_REPEAT]
+            if due:
+                task.cancelling.update(dict.fromkeys(due, now))
+                return api.ContainerHeartbeatResponse(cancel_input_event=api.CancelInputEvent(input_ids=due))
+            again = min((sent + CANCEL_REPEAT for sent in task.cancelling.values()), default=deadline)
+            await self._wait(task.heartbeat_wake, min(again, deadline) - now)
+            if self.server.clock.time() >= deadline:
+                break
+        return api.ContainerHeartbeatResponse()
+
+    def put_output(self, task_id: str, output: api.FunctionPutOutputsItem) -> None:
+        """Take an attempt's result, unless the input has ended or gone on to another attempt."""
+        now = self.server.clock.time()
+        item = self.inputs.get(output.input_id)
+        self.scheduler.finished(task_id, output.input_id, now)
+        task = self.tasks.get(task_id)
+        if task is not None:
+            task.cancelling.pop(output.input_id, None)
+        self.kick()
+        if item is None or item.done or item.retry_count != output.retry_count:
+            return
+        item.running_on.discard(task_id)
+        if (
+            output.result.status == api.GenericResult.GENERIC_STATUS_FAILURE
+            and not item.cancel_requested
+            and self._retry(item, now)
+        ):
+            return
+        self._finish(item, output.result, output.data_format, task_id, output.input_started_at)
+
+    def redeliver(self, input_id: str) -> str:
+        """Hand a running input to a second container of its function while the first one still has it;
+        returns its task id.
+
+        Raises:
+            RpcError: the input isn't running.
+        """
+        item = self.inputs.get(input_id)
+        if item is None or not item.running_on:
+            raise RpcError(Status.NOT_FOUND, f"Input {input_id} is not running.")
+        key = self.server.functions.ensure_pool(item.call.function_id)
+        pool = self.scheduler.pools[key]
+        for slot in pool.live():
+            if not slot.running:
+                break
+        else:
+            self._start_container(key)
+            slot = list(pool.slots.values())[-1]
+        task = self.tasks[slot.task_id]
+        task.redeliveries.append(item)
+        task.inputs_wake.set()
+        return task.task_id
+
+    def start_failed(self, task_id: str, result: api.GenericResult) -> None:
+        """A container reports why it couldn't get ready (or shut down); it will exit by itself."""
+        if task_id in self.tasks:
+            self.tasks[task_id].result = result
+
+    def exited(self, task_id: str, returncode: int) -> None:
+        """A container's last process is gone."""
+        task = self.tasks.pop(task_id, None)
+        if task is None:
+            return
+        now = self.server.clock.time()
+        task.finished_at = now
+        slot = self.scheduler.slots[task_id]
+        pool = self.scheduler.pools[slot.pool]
+        failed_start = slot.ready_at is None and not slot.retiring
+        lost = self.scheduler.gone(task_id, now)
+        for item in [self.inputs[input_id] for input_id in lost if input_id in self.inputs]:
+            item.running_on.discard(task_id)
+            if not item.done and not item.running_on:
+                self._lost(task, item, returncode, now)
+        if failed_start:
+            tolerated = (
+                START_FAILURES_TOLERATED if task.result is not None else CRASHES_BEFORE_READY_TOLERATED
+            )
+            if pool.start_failures >= tolerated:
+                self._fail_waiting(pool.key, task, returncode)
+        task.exited.set()
+        self.kick()
+
+    def _lost(self, task: Task, item: Input, returncode: int, now: float) -> None:
+        """The container died under this input."""
+        app = self.server.apps.apps.get(item.call.app_id)
+        if item.cancel_requested or app is None or not app.running:
+            self._finish_terminated(item, "The input was cancelled and its container has ended")
+            return
+        item.losses += 1
+        if not app.deployed and item.losses > LOSSES_TOLERATED:
+            text = f"The container {task.task_id} ended with exit code {returncode} while it ran this input"
+            self._fail(item, api.GenericResult.GENERIC_STATUS_INTERNAL_FAILURE, text, task.task_id)
+            return
+        delay = restart_delay(item.losses)
+        log.info("Input %s of %s starts again in %.1f s", item.input_id, task.function_name, delay)
+        self._queue_again(item, delay)
+
+    def _queue_again(self, item: Input, delay: float) -> None:
+        try:
+            key = self.server.functions.ensure_pool(item.call.function_id)
+        except RpcError as error:  # a redeploy has removed the function
+            self._fail(item, api.GenericResult.GENERIC_STATUS_TERMINATED, error.message)
+            return
+        self.scheduler.resubmit(key, item.input_id, self.server.clock.time(), delay)
+        self.kick()
+
+    def _fail_waiting(self, key: PoolKey, task: Task, returncode: int) -> None:
+        """Containers of this pool can't start: everything that waits there gets the reason."""
+        result = task.result or api.GenericResult(
+            status=api.GenericResult.GENERIC_STATUS_INTERNAL_FAILURE,
+            exception=f"Containers of {task.function_name} end with exit code {returncode} at start",
+        )
+        pool = self.scheduler.pools.get(key)
+        if pool is None:
+            return
+        for input_id in pool.waiting():
+            self.scheduler.withdraw(input_id)
+            self._finish(self.inputs[input_id], result, api.DATA_FORMAT_UNSPECIFIED, task.task_id, 0.0)
+
+    def sole_input(self, task_id: str) -> Input | None:
+        """The input that output of this container belongs to: known if it runs exactly one."""
+        slot = self.scheduler.slots.get(task_id)
+        if slot is None or len(slot.running) != 1:
+            return None
+        return self.inputs.get(next(iter(slot.running)))
+
+    # -- the ends of inputs
+
+    def _retry(self, item: Input, now: float) -> bool:
+        """Queue a failed attempt again if the function's policy allows."""
+        try:
+            policy = self.server.functions.resolve(item.call.function_id).definition.retry_policy
+        except RpcError:  # its app has been stopped meanwhile
+            return False
+        if item.retry_count >= policy.retries:
+            return False
+        delay = policy.initial_delay_ms / 1000 * (policy.backoff_coefficient or 1.0) ** item.retry_count
+        item.retry_count += 1
+        self._queue_again(item, min(delay, policy.max_delay_ms / 1000 or delay))
+        return True
+
+    def _finish(
+        self, item: Input, result: api.GenericResult, data_format: int, task_id: str, started_at: float
+    ) -> None:
+        if item.done:
+            return
+        call = item.call
+        item.output = api.FunctionGetOutputsItem(
+            result=result,
+            idx=item.index,
+            input_id=item.input_id,
+            data_format=data_format,  # type: ignore[arg-type]
+            task_id=task_id,
+            input_started_at=started_at,
+            output_created_at=self.server.clock.time(),
+            retry_count=item.retry_count,
+        )
+        item.payload = api.FunctionInput()  # arguments may be large; nobody needs them any more
+        call.finished.append(item)
+        call.notify()
+        call.data_out.notify()
+        if not call.unfinished:
+            self._finished_calls[call.call_id] = None
+            self._forget_old_calls()
+
+    def _finish_terminated(self, item: Input, reason: str) -> None:
+        self._fail(item, api.GenericResult.GENERIC_STATUS_TERMINATED, reason)
+
+    def _fail(self, item: Input, status: int, reason: str, task_id: str = "") -> None:
+        result = api.GenericResult(status=status, exception=reason)  # type: ignore[arg-type]
+        self._finish(item, result, api.DATA_FORMAT_UNSPECIFIED, task_id, 0.0)
+
+    def _forget_old_calls(self) -> None:
+        while len(self._finished_calls) > CALLS_KEPT:
+            call_id, _ = self._finished_calls.popitem(last=False)
+            for item in self.calls.pop(call_id).inputs:
+                self.inputs.pop(item.input_id, None)
+
+    # -- starting and stopping containers
+
+    def _start_container(self, key: PoolKey) -> None:
+        try:
+            resolved = self.server.functions.resolve(key.function_id)
+        except RpcError:
+            self.scheduler.retire_pool(key)
+            return
+        now = self.server.clock.time()
+        task = Task(
+            ids.new_id(ids.TASK),
+            resolved.app.app_id,
+            key.function_id,
+            resolved.record.name,
+            resolved.app.environment,
+            enqueued_at=now,
+        )
+        self.tasks[task.task_id] = task
+        self.scheduler.started(task.task_id, key, now)
+        self.spawn_background(self.server.workers.launch(task, resolved))
+
+    def _startup_timed_out(self, task: Task) -> None:
+        definition = self.server.functions.resolve(task.function_id).definition
+        text = (
+            f"Container startup of {task.function_name} took longer than "
+            f"{definition.startup_timeout_secs or definition.timeout_secs} s"
+        )
+        log.warning("%s (%s)", text, task.task_id)
+        task.result = api.GenericResult(status=api.GenericResult.GENERIC_STATUS_TIMEOUT, exception=text)
+        self.server.workers.kill(task.task_id)
+
+    def _input_timed_out(self, task: Task, input_id: str) -> None:
+        """End the attempt, and its container step by step: cancel event, SIGINT, SIGKILL."""
+        now = self.server.clock.time()
+        item = self.inputs[input_id]
+        self.scheduler.finished(task.task_id, input_id, now)
+        item.running_on.discard(task.task_id)
+        task.cancelling[input_id] = 0.0
+        task.heartbeat_wake.set()
+        self._stop_container(task.task_id, "an input timed out")
+        if item.done:
+            return
+        if item.cancel_requested or not self._retry(item, now):
+            seconds = self.server.functions.resolve(item.call.function_id).definition.timeout_secs
+            status = api.GenericResult.GENERIC_STATUS_TIMEOUT
+            self._fail(item, status, f"Input timed out after {seconds} s", task.task_id)
+
+    def stop_container(self, task_id: str) -> None:
+        """Let a container go: no more inputs, then SIGINT, then SIGKILL."""
+        self._stop_container(task_id, "it was stopped")
+
+    def _stop_container(self, task_id: str, reason: str) -> None:
+        task = self.tasks.get(task_id)
+        if task is None:
+            return
+        self.scheduler.retire([task_id])
+        task.inputs_wake.set()
+        if not task.stop_reason:
+            task.stop_reason = reason
+            self.spawn_background(self._ladder(task))
+
+    async def _ladder(self, task: Task) -> None:
+        """The steps after the cancel event: SIGINT lets exit handlers and the final commit run, SIGKILL ends
+        the rest.
+        """
+        options = self.server.options
+        if await self._wait(task.exited, options.cancel_grace):
+            return
+        self.server.workers.interrupt(task.task_id)
+        if await self._wait(task.exited, options.stop_grace):
+            return
+        self.server.workers.kill(task.task_id)
+
+    def end_app(self, app: App) -> None:
+        """Its queued and running calls end, its containers are stopped."""
+        for key in list(self.scheduler.pools):
+            if self.server.functions.app_of(key.function_id) == app.app_id:
+                self.scheduler.retire_pool(key)
+        for call in list(self.calls.values()):
+            if call.app_id == app.app_id:
+                for item in call.inputs:
+                    if not item.done:
+                        self._finish_terminated(item, f"The app {app.name or app.description} was stopped")
+        for task in list(self.tasks.values()):
+            if task.app_id == app.app_id:
+                self.server.workers.interrupt(task.task_id)
+                self._stop_container(task.task_id, "its app was stopped")
+        self.kick()
+
+    def supersede(self, app: App) -> None:
+        """A new deployment is in force: old containers end what they run; what waits goes to new ones."""
+        for key in list(self.scheduler.pools):
+            if (
+                key.generation < app.generation
+                and self.server.functions.app_of(key.function_id) == app.app_id
+            ):
+                for input_id in self.scheduler.retire_pool(key):
+                    self._queue_again(self.inputs[input_id], 0.0)
+        self.kick()

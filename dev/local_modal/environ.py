@@ -1,0 +1,78 @@
+"""The environment variables of a container: a short allow list of the server's, then the image's, the
+secrets', and Modal's own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+PASSED_ON = ("LANG", "LC_ALL", "LC_CTYPE", "TZ", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
+"""All that a container gets from the server's environment."""
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@dataclass(frozen=True)
+class Places:
+    """Directories as the container sees them."""
+
+    home: str
+    tmp: str
+    python_path: str
+    arguments: str
+    """The file with the serialized ContainerArguments."""
+
+
+def container_environ(
+    *,
+    server_url: str,
+    task_id: str,
+    image_id: str,
+    environment: str,
+    executable: str,
+    image: Mapping[str, str],
+    secrets: Mapping[str, str],
+    places: Places,
+) -> dict[str, str]:
+    """Secrets override the image, Modal's own variables override both."""
+    environ = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    environ["PATH"] = f"{os.path.dirname(executable)}:{SYSTEM_PATH}"
+    environ["HOME"] = places.home
+    environ["TMPDIR"] = places.tmp
+    environ.update(image)
+    environ.update(secrets)
+    environ.setdefault("AIRFLOW_HOME", f"{environ['HOME']}/airflow")
+    extra_path = environ.get("PYTHONPATH")
+    environ.update(
+        {
+            "MODAL_CONTAINER_ARGUMENTS_PATH": places.arguments,
+            "MODAL_SERVER_URL": server_url,
+            "MODAL_IS_REMOTE": "1",
+            "MODAL_OVERRIDE_HEADERS": f"x-local-task-id:{task_id}",
+            "MODAL_TASK_ID": task_id,
+            "MODAL_IMAGE_ID": image_id,
+            "MODAL_ENVIRONMENT": environment,
+            "MODAL_CLOUD_PROVIDER": "CLOUD_PROVIDER_LOCAL",
+            "MODAL_REGION": "local",
+            "MODAL_DISABLE_API_PROXY": "1",
+            "PYTHONPATH": places.python_path + (f":{extra_path}" if extra_path else ""),
+            # Unbuffered, or output would arrive after the input that printed it.
+            "PYTHONUNBUFFERED": "1",
+        }
+    )
+    return environ
+
+
+def relocate(environ: Mapping[str, str], moved: Mapping[str, str]) -> dict[str, str]:
+    """Replace paths in variables by where they really are: a value that is one of `moved`, or a path
+    below it.
+    """
+
+    def where(value: str) -> str:
+        for path, place in moved.items():
+            if value == path or value.startswith(f"{path}/"):
+                return place + value[len(path) :]
+        return value
+
+    return {name: where(value) for name, value in environ.items()}

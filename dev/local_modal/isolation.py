@@ -1,0 +1,131 @@
+"""How far containers can be kept apart on this machine, found out by one trial at the start, and what a
+container's file tree is made of.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+LAUNCHER = Path(__file__).with_name("launcher.py")
+NO_NAMESPACES = "LOCAL_MODAL_NO_NAMESPACES"
+ISOLATED, SHARED = "isolated", "shared"
+HOSTNAME = "modal"
+HIDDEN = ("/tmp", "/root")
+"""Directories of the host that a container has its own version of."""
+
+
+@dataclass(frozen=True)
+class Isolation:
+    """The mode in force and, if it is the weaker one, why."""
+
+    mode: str
+    reason: str = ""
+
+    def describe(self) -> str:
+        """One sentence for the log."""
+        if self.mode == ISOLATED:
+            return "Containers have their own host name, pids, /tmp, home directory and file tree."
+        return (
+            f"Weaker isolation ({self.reason}): containers share the host's name, pids and file tree; "
+            "home, temporary and volume directories are their own, by environment variables."
+        )
+
+
+@dataclass(frozen=True)
+class Interpreter:
+    """A Python that stands in for images."""
+
+    executable: str
+    prefixes: tuple[str, ...]
+    """Directories that it needs."""
+
+
+async def detect(python: str) -> Isolation:
+    """Try to start an isolated process; on any failure the mode is "shared", with the reason."""
+    if os.environ.get(NO_NAMESPACES, "") not in ("", "0"):
+        return Isolation(SHARED, f"{NO_NAMESPACES} is set")
+    with tempfile.TemporaryDirectory(prefix="local-modal-trial-") as directory:
+        for name in ("scratch", "source"):
+            Path(directory, name).mkdir()
+        spec = {
+            "mode": ISOLATED,
+            "parent_pid": os.getpid(),
+            "cwd": "/",
+            "hostname": HOSTNAME,
+            "scratch": f"{directory}/scratch",
+            "binds": [{"target": "/__modal/trial", "source": f"{directory}/source", "read_only": True}],
+            "module": "keyword",
+            "argv": [],
+        }
+        path = Path(directory, "spec.json")
+        path.write_text(json.dumps(spec))
+        process = await asyncio.create_subprocess_exec(
+            *(python, str(LAUNCHER), str(path)),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        _, errors = await process.communicate()
+    if process.returncode == 0:
+        return Isolation(ISOLATED)
+    lines = errors.decode(errors="replace").strip().splitlines()
+    return Isolation(SHARED, f"namespaces are not available: {lines[-1] if lines else 'the trial failed'}")
+
+
+async def inspect_interpreter(python: str) -> Interpreter:
+    """Ask an interpreter where it lives.
+
+    Raises:
+        OSError: it can't be started.
+        ValueError: it doesn't answer.
+    """
+    code = "import json, sys; print(json.dumps([sys.executable, sys.prefix, sys.base_prefix]))"
+    process = await asyncio.create_subprocess_exec(
+        *(python, "-c", code),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        env={"PATH": os.environ.get("PATH", os.defpath)},
+    )
+    output, _ = await process.communicate()
+    if process.returncode != 0:
+        raise ValueError(f"{python} is not a working Python interpreter (exit code {process.returncode})")
+    executable, prefix, base_prefix = json.loads(output)
+    real = os.path.dirname(os.path.dirname(os.path.realpath(executable)))
+    return Interpreter(executable, tuple(dict.fromkeys((prefix, base_prefix, real))))
+
+
+def mount_binds(root: Path) -> list[dict[str, object]]:
+    """The binds that put the files below `root` at their absolute paths, beside what the host has there."""
+    binds: list[dict[str, object]] = []
+
+    def visit(relative: str) -> None:
+        source = root / relative
+        target = f"/{relative}"
+        on_host = os.path.isdir(target) and not _hidden(os.path.dirname(target))
+        if source.is_dir() and (on_host or target in HIDDEN):
+            for name in sorted(os.listdir(source)):
+                visit(f"{relative}/{name}")
+        else:
+            binds.append({"target": target, "source": str(source), "read_only": True})
+
+    for name in sorted(os.listdir(root)):
+        visit(name)
+    return binds
+
+
+def interpreter_binds(interpreter: Interpreter) -> list[dict[str, object]]:
+    """Keep an interpreter visible that lives below a directory which containers have their own version of."""
+    return [
+        {"target": prefix, "source": prefix, "read_only": True}
+        for prefix in interpreter.prefixes
+        if _hidden(prefix)
+    ]
+
+
+def _hidden(path: str) -> bool:
+    return any(path == hidden or path.startswith(f"{hidden}/") for hidden in HIDDEN)

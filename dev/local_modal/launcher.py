@@ -1,0 +1,294 @@
+"""Runs in a new process and becomes a container: standard library only, single-threaded, before anything of
+Modal is imported.
+
+`python launcher.py SPEC` reads a JSON file:
+
+    mode            "isolated" or "shared"
+    parent_pid      the server; when it dies, so does the container
+    cwd             where user code starts
+    hostname        in isolated mode
+    scratch         an empty directory of this container, the mount point of its new root
+    binds           [{"target", "source", "read_only"}]: what the container sees at these absolute paths
+    (isolated mode) module          what runs, as `python -m` would argv            its arguments
+
+Isolated mode makes three processes: this one waits in the host's pid namespace, pid 1 of the container reaps
+orphans, and pid 2, the same number in every container, runs the module. The file tree is a new root in
+memory: every entry of the host's root is bound into it, except along the paths of `binds`, which get
+directories of their own; nothing is created on the host. Shared mode has no namespaces: the module runs as a
+child of this process, which as a sub-reaper finds and ends whatever user code leaves behind.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import importlib
+import json
+import os
+import runpy
+import signal
+import sys
+from typing import Any, NoReturn
+
+CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWUSER, CLONE_NEWPID = 0x20000, 0x4000000, 0x10000000, 0x20000000
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = (
+    0x1, 0x2, 0x4, 0x8, 0x20, 0x1000, 0x4000, 0x40000,
+)  # fmt: skip
+MNT_DETACH = 2
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
+SYS_CAPSET = {"x86_64": 126, "aarch64": 91}
+EXIT_SETUP_FAILED = 125
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def main(spec_path: str) -> NoReturn:
+    """Become the container that the file describes; never returns."""
+    with open(spec_path) as file:
+        spec = json.load(file)
+    die_with_parent(signal.SIGKILL if spec["mode"] == "isolated" else signal.SIGTERM, spec["parent_pid"])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if spec["mode"] == "isolated":
+        supervise_isolated(spec)
+    supervise_shared(spec)
+
+
+# -- shared mode
+
+
+def supervise_shared(spec: dict[str, Any]) -> NoReturn:
+    """Run the module as a child; end all that it leaves when it ends, or when the server does."""
+    _check(_libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "prctl(PR_SET_CHILD_SUBREAPER)")
+
+    def server_died(signum: int, frame: object) -> None:
+        kill_descendants()
+        os._exit(128 + signum)
+
+    signal.signal(signal.SIGTERM, server_died)
+    me = os.getpid()
+    entry = os.fork()
+    if entry == 0:
+        die_with_parent(signal.SIGKILL, me)
+        run_module(spec)
+    code = reap_until(entry)
+    kill_descendants()
+    os._exit(code)
+
+
+def kill_descendants() -> None:
+    """SIGKILL every descendant of this process until there are none; orphans have become its children."""
+    while children := _children(os.getpid()):
+        pending = children
+        while pending:
+            pid = pending.pop()
+            pending.extend(_children(pid))
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass  # it ended by itself meanwhile
+        try:
+            while os.waitpid(-1, 0)[0]:
+                pass
+        except ChildProcessError:
+            pass  # all reaped; look again for what was forked in between
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children") as file:
+            return [int(child) for child in file.read().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+# -- isolated mode
+
+
+def supervise_isolated(spec: dict[str, Any]) -> NoReturn:
+    """Make the namespaces, start pid 1, wait for it."""
+    flags = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWPID
+    uid, gid = os.getuid(), os.getgid()
+    if uid != 0:
+        flags |= CLONE_NEWUSER
+    _check(_libc.unshare(flags), "unshare")
+    if uid != 0:
+        _write("/proc/self/setgroups", "deny")
+        _write("/proc/self/uid_map", f"{uid} {uid} 1")
+        _write("/proc/self/gid_map", f"{gid} {gid} 1")
+    init = os.fork()
+    if init == 0:
+        die_with_parent(signal.SIGKILL, 0)
+        try:
+            become_init(spec)
+        except OSError as error:
+            print(f"The container could not be set up: {error}", file=sys.stderr, flush=True)
+            os._exit(EXIT_SETUP_FAILED)
+    os._exit(reap_until(init))
+
+
+def become_init(spec: dict[str, Any]) -> NoReturn:
+    """Pid 1: host name, file tree, then the entry process; when that ends, the kernel ends all the others."""
+    name = spec["hostname"].encode()
+    _check(_libc.sethostname(name, len(name)), "sethostname")
+    enter_root(spec["scratch"], spec["binds"])
+    entry = os.fork()
+    if entry == 0:
+        die_with_parent(signal.SIGKILL, 1)
+        if os.getuid() != 0:
+            drop_capabilities()
+        run_module(spec)
+    os._exit(reap_until(entry))
+
+
+def enter_root(scratch: str, binds: list[dict[str, Any]]) -> None:
+    """Build the container's file tree and make it the root of this mount namespace."""
+    _mount("none", "/", None, MS_REC | MS_PRIVATE)
+    _mount("tmpfs", scratch, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
+    tree: dict[str, Any] = {}
+    for bind in binds:
+        node = tree
+        for part in bind["target"].strip("/").split("/"):
+            node = node.setdefault("children", {}).setdefault(part, {})
+        node["source"], node["read_only"] = bind["source"], bind.get("read_only", False)
+    _populate("/", scratch, tree)
+    os.mkdir(f"{scratch}/proc")
+    _mount("proc", f"{scratch}/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    os.chdir(scratch)
+    # pivot_root(".", ".") stacks the old root on the new one, from where it is detached.
+    _check(_libc.syscall(SYS_PIVOT_ROOT[os.uname().machine], b".", b"."), "pivot_root")
+    _check(_libc.umount2(b".", MNT_DETACH), "umount2")
+    os.chdir("/")
+
+
+def _populate(host: str, target: str, node: dict[str, Any]) -> None:
+    """Fill the directory `target` with what the host has at `host`, replaced by what `node` says."""
+    children = node.get("children", {})
+    try:
+        entries = os.listdir(host)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        entries = []  # the directory exists in the container only, or isn't ours to read
+    for name in entries:
+        if name in children or (host == "/" and name == "proc"):
+            continue
+        here, there = os.path.join(host, name), os.path.join(target, name)
+        if os.path.islink(here):
+            os.symlink(os.readlink(here), there)
+        else:
+            _bind(here, there)
+    for name, child in children.items():
+        here, there = os.path.join(host, name), os.path.join(target, name)
+        if "source" in child:
+            _bind(child["source"], there)
+            _graft(there, child)
+            if child["read_only"]:
+                _make_read_only(there)
+        else:
+            os.makedirs(there, exist_ok=True)
+            _populate(os.path.realpath(here), there, child)
+
+
+def _graft(target: str, node: dict[str, Any]) -> None:
+    """Bind the children of a node that has a source itself: into the bound tree, making mount points
+    there.
+    """
+    for name, child in node.get("children", {}).items():
+        there = os.path.join(target, name)
+        if "source" in child:
+            _bind(child["source"], there)
+        else:
+            os.makedirs(there, exist_ok=True)
+        _graft(there, child)
+        if child.get("read_only"):
+            _make_read_only(there)
+
+
+def _bind(source: str, target: str) -> None:
+    if os.path.isdir(source):
+        os.makedirs(target, exist_ok=True)
+    elif not os.path.lexists(target):
+        os.close(os.open(target, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644))
+    try:
+        _mount(source, target, None, MS_BIND | MS_REC)
+    except OSError as error:
+        # Sockets of dead processes, stale network mounts and the like in the host's root: not ours to repair.
+        if error.errno not in (errno.ENOENT, errno.EACCES, errno.ESTALE):
+            raise
+
+
+def _make_read_only(target: str) -> None:
+    # A less privileged namespace must repeat the flags that its parent has locked.
+    locked = os.statvfs(target).f_flag & (os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC)
+    _mount("none", target, None, MS_BIND | MS_REMOUNT | MS_RDONLY | locked)
+
+
+# -- both modes
+
+
+def run_module(spec: dict[str, Any]) -> NoReturn:
+    """Be the container's own process: its session, its directory, its module as `__main__`."""
+    os.setsid()
+    for signum in (signal.SIGTERM, signal.SIGCHLD):
+        signal.signal(signum, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.chdir(spec["cwd"])
+    # Python put this file's directory first; the paths of the mounts didn't exist when it looked at them.
+    del sys.path[0]
+    importlib.invalidate_caches()
+    sys.argv = [spec["module"], *spec["argv"]]
+    code: Any = 0
+    try:
+        runpy.run_module(spec["module"], run_name="__main__", alter_sys=True)
+    except SystemExit as exit_request:
+        code = exit_request.code
+    # Through the interpreter's own end, so that exit handlers and output buffers are honoured.
+    sys.exit(code)
+
+
+def reap_until(child: int) -> int:
+    """Reap every child that ends until `child` does; its exit status as a shell gives it."""
+    while True:
+        pid, status = os.waitpid(-1, 0)
+        if pid == child:
+            code = os.waitstatus_to_exitcode(status)
+            return code if code >= 0 else 128 - code
+
+
+def die_with_parent(signum: int, parent_pid: int) -> None:
+    """Get `signum` when the parent dies; end now if it is dead already."""
+    _check(_libc.prctl(PR_SET_PDEATHSIG, signum, 0, 0, 0), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != parent_pid:
+        os._exit(EXIT_SETUP_FAILED)
+
+
+def drop_capabilities() -> None:
+    """Give up what the new user namespace granted; otherwise user code could mount and unmount."""
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    data = (ctypes.c_uint32 * 6)()
+    _check(_libc.syscall(SYS_CAPSET[os.uname().machine], header, data), "capset")
+
+
+def _mount(source: str, target: str, kind: str | None, flags: int, data: str = "") -> None:
+    result = _libc.mount(
+        source.encode(),
+        target.encode(),
+        kind.encode() if kind else None,
+        ctypes.c_ulong(flags),
+        data.encode(),
+    )
+    _check(result, f"mount {source} on {target}")
+
+
+def _check(result: int, what: str) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w") as file:
+        file.write(text)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,66 @@
+"""Blobs: arguments and results too large for a message, uploaded and fetched over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from pathlib import Path
+
+from aiohttp import web
+from grpclib.const import Status
+from modal_proto import api_pb2 as api
+
+from local_modal import ids
+from local_modal.rpc import RpcError, Service
+
+
+class BlobService(Service):
+    """BlobCreate and BlobGet; one file per blob below the state directory."""
+
+    async def start(self) -> None:
+        self._dir = self.server.state_dir / "blobs"
+        self._dir.mkdir(exist_ok=True)
+        self.server.http.add_route("PUT", "/blob/{blob_id}", self._put)
+        self.server.http.add_route("GET", "/blob/{blob_id}", self._get)
+
+    def path(self, blob_id: str) -> Path:
+        """The file of an uploaded blob.
+
+        Raises:
+            RpcError: NOT_FOUND.
+        """
+        path = self._dir / Path(blob_id).name
+        if not path.is_file():
+            raise RpcError(Status.NOT_FOUND, f"Blob {blob_id} not found.")
+        return path
+
+    async def BlobCreate(self, request: api.BlobCreateRequest) -> api.BlobCreateResponse:
+        blob_id = ids.new_id(ids.BLOB)
+        return api.BlobCreateResponse(
+            blob_ids=[blob_id],
+            upload_urls=api.UploadUrlList(items=[f"{self.server.http.url}/blob/{blob_id}"]),
+        )
+
+    async def BlobGet(self, request: api.BlobGetRequest) -> api.BlobGetResponse:
+        self.path(request.blob_id)
+        return api.BlobGetResponse(download_url=f"{self.server.http.url}/blob/{request.blob_id}")
+
+    async def _put(self, request: web.Request) -> web.Response:
+        path = self._dir / Path(request.match_info["blob_id"]).name
+        partial = path.with_suffix(f".{os.urandom(4).hex()}")
+        digest = hashlib.md5(usedforsecurity=False)
+        with partial.open("wb") as file:
+            # Not iter_chunks(): it never ends for an empty body.
+            async for chunk in request.content.iter_any():
+                digest.update(chunk)
+                await asyncio.to_thread(file.write, chunk)
+        partial.rename(path)
+        # The SDK compares the ETag with its own digest.
+        return web.Response(headers={"ETag": digest.hexdigest()})
+
+    async def _get(self, request: web.Request) -> web.StreamResponse:
+        path = self._dir / Path(request.match_info["blob_id"]).name
+        if not path.is_file():
+            raise web.HTTPNotFound(text=f"no blob {path.name}")
+        return web.FileResponse(path)

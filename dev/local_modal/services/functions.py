@@ -1,0 +1,332 @@
+"""Functions and classes of apps, and the variants that `with_options` and class parameters make of them."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from grpclib.const import Status
+from modal_proto import api_pb2 as api
+
+from local_modal import cron, ids
+from local_modal.model import App, FunctionRecord
+from local_modal.rpc import RpcError, Service
+from local_modal.scheduler import PoolKey, PoolSettings
+from local_modal.variants import apply_options, pool_settings
+
+log = logging.getLogger(__name__)
+
+FUNCTIONS, CLASSES, VARIANTS = "functions", "classes", "variants"
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A function or variant with all that a container of it needs to know."""
+
+    function_id: str
+    record: FunctionRecord
+    app: App
+    definition: api.Function
+    serialized_params: bytes = b""
+
+
+class FunctionService(Service):
+    """FunctionPrecreate, -Create, -Get, -BindParams, scaling settings, Class*; and `resolve` for the
+    engine.
+    """
+
+    async def start(self) -> None:
+        store = self.server.store
+        self.records = {key: FunctionRecord.from_bytes(data) for key, data in store.load(FUNCTIONS).items()}
+        self.classes = {
+            key: api.ClassHandleMetadata.FromString(data) for key, data in store.load(CLASSES).items()
+        }
+        self._variants = {
+            key: api.FunctionBindParamsRequest.FromString(data) for key, data in store.load(VARIANTS).items()
+        }
+
+    # -- for the other services
+
+    def resolve(self, function_id: str) -> Resolved:
+        """What a function or variant id means now.
+
+        Raises:
+            RpcError: NOT_FOUND, there is no such function or its app isn't running any more.
+        """
+        bound = self._variants.get(function_id)
+        record = self.records.get(bound.function_id if bound else function_id)
+        app = self.server.apps.apps.get(record.app_id) if record else None
+        if record is None or record.definition is None or app is None or not app.running:
+            raise RpcError(Status.NOT_FOUND, f"Function {function_id} not found, or its app was stopped.")
+        if bound is None:
+            return Resolved(function_id, record, app, record.definition)
+        definition = apply_options(record.definition, bound.function_options)
+        return Resolved(function_id, record, app, definition, bound.serialized_params)
+
+    def of(self, app: App) -> list[FunctionRecord]:
+        """The functions of an app."""
+        return [record for record in self.records.values() if record.app_id == app.app_id]
+
+    def app_of(self, function_id: str) -> str:
+        """The app id of a function or variant, "" if unknown."""
+        bound = self._variants.get(function_id)
+        record = self.records.get(bound.function_id if bound else function_id)
+        return record.app_id if record else ""
+
+    def ensure_pool(self, function_id: str) -> PoolKey:
+        """The pool where inputs of this function or variant are queued now.
+
+        Raises:
+            RpcError: NOT_FOUND.
+        """
+        resolved = self.resolve(function_id)
+        key = PoolKey(function_id, resolved.app.generation)
+        self.server.engine.scheduler.ensure_pool(key, self._settings(resolved))
+        return key
+
+    def _settings(self, resolved: Resolved) -> PoolSettings:
+        return pool_settings(resolved.definition, resolved.record.autoscaler)
+
+    def publish(self, app: App) -> None:
+        """Put in force what has been created for `app` since its last publish; drop what it doesn't have any
+        more.
+        """
+        kept = set(app.function_ids.values())
+        for record in self.of(app):
+            if record.function_id not in kept:
+                self._drop(record)
+                continue
+            record.definition = record.staged or record.definition
+            record.staged = None
+            record.autoscaler = None
+            if app.deployed:
+                self.server.store.put(FUNCTIONS, record.function_id, record.to_bytes())
+        if app.deployed:
+            for class_id in app.class_ids.values():
+                self.server.store.put(CLASSES, class_id, self.classes[class_id].SerializeToString())
+
+    def warm(self, app: App) -> None:
+        """Make the pools of functions that keep containers warm, which nobody has called yet."""
+        for function_id in app.function_ids.values():
+            if function_id in self.records and self._settings(self.resolve(function_id)).min_containers:
+                self.ensure_pool(function_id)
+        self.server.engine.kick()
+
+    def warm_all(self) -> None:
+        """At the start of the server: what deployed apps keep warm."""
+        for app in self.server.apps.apps.values():
+            self.warm(app)
+
+    def forget(self, app: App) -> None:
+        """The app has ended: nothing of it can be called any more."""
+        for record in self.of(app):
+            self._drop(record)
+        for class_id in app.class_ids.values():
+            self.classes.pop(class_id, None)
+            self.server.store.delete(CLASSES, class_id)
+
+    def _drop(self, record: FunctionRecord) -> None:
+        del self.records[record.function_id]
+        self.server.store.delete(FUNCTIONS, record.function_id)
+        for variant_id in [k for k, b in self._variants.items() if b.function_id == record.function_id]:
+            del self._variants[variant_id]
+            self.server.store.delete(VARIANTS, variant_id)
+
+    def layout(self, app: App) -> api.AppLayout:
+        """The objects of an app as the SDK and its containers need them."""
+        layout = api.AppLayout(function_ids=app.function_ids, class_ids=app.class_ids)
+        for function_id in app.function_ids.values():
+            layout.objects.add(
+                object_id=function_id, function_handle_metadata=self.records[function_id].handle
+            )
+        for class_id in app.class_ids.values():
+            layout.objects.add(object_id=class_id, class_handle_metadata=self.classes[class_id])
+        return layout
+
+    # -- creation
+
+    async def FunctionPrecreate(self, request: api.FunctionPrecreateRequest) -> api.FunctionPrecreateResponse:
+        app = self.server.apps.get(request.app_id)
+        record = self.records.get(request.existing_function_id)
+        if record is None or record.app_id != app.app_id:
+            function_id = ids.new_id(ids.FUNCTION)
+            record = FunctionRecord(
+                function_id, app.app_id, request.function_name, api.FunctionHandleMetadata()
+            )
+            self.records[function_id] = record
+        record.handle = self._handle(record, request)
+        return api.FunctionPrecreateResponse(function_id=record.function_id, handle_metadata=record.handle)
+
+    async def FunctionCreate(self, request: api.FunctionCreateRequest) -> api.FunctionCreateResponse:
+        app = self.server.apps.get(request.app_id)
+        if request.HasField("function_data"):
+            definition = api.Function.FromString(
+                request.function_data.ranked_functions[0].function.SerializeToString()
+            )
+            if request.function_data.HasField("schedule"):
+                definition.schedule.CopyFrom(request.function_data.schedule)
+        else:
+            definition = request.function
+        if request.HasField("schedule"):
+            definition.schedule.CopyFrom(request.schedule)
+        _refuse_unsupported(definition)
+        record = self.records.get(request.existing_function_id)
+        if record is None or record.app_id != app.app_id:
+            function_id = ids.new_id(ids.FUNCTION)
+            record = FunctionRecord(
+                function_id, app.app_id, definition.function_name, api.FunctionHandleMetadata()
+            )
+            self.records[function_id] = record
+        record.name = definition.function_name
+        record.staged = definition
+        record.handle = self._handle(record, definition)
+        return api.FunctionCreateResponse(
+            function_id=record.function_id,
+            function=definition,
+            handle_metadata=record.handle,
+            function_data=record.data(),
+        )
+
+    def _handle(
+        self, record: FunctionRecord, source: api.FunctionPrecreateRequest | api.Function
+    ) -> api.FunctionHandleMetadata:
+        formats = {
+            "supported_input_formats": source.supported_input_formats,
+            "supported_output_formats": source.supported_output_formats,
+        }
+        handle = api.FunctionHandleMetadata(
+            function_name=source.function_name,
+            function_type=source.function_type,
+            # AppPublish sends it back.
+            definition_id=ids.derived_id(ids.DEFINITION, record.function_id),
+            app_id=record.app_id,
+            function_schema=source.function_schema,
+            **formats,
+        )
+        if isinstance(source, api.Function) and source.is_class:
+            handle.class_parameter_info.CopyFrom(source.class_parameter_info)
+        for name, method in source.method_definitions.items():
+            # Without use_method_name the method's name is lost and its container can't find it.
+            handle.method_handle_metadata[name].CopyFrom(
+                api.FunctionHandleMetadata(
+                    function_name=method.function_name,
+                    function_type=method.function_type,
+                    is_method=True,
+                    use_method_name=name,
+                    function_schema=method.function_schema,
+                    supported_input_formats=method.supported_input_formats,
+                    supported_output_formats=method.supported_output_formats,
+                )
+            )
+        return handle
+
+    async def ClassCreate(self, request: api.ClassCreateRequest) -> api.ClassCreateResponse:
+        class_id = request.existing_class_id or ids.new_id(ids.CLASS)
+        metadata = api.ClassHandleMetadata(methods=request.methods)
+        self.classes[class_id] = metadata
+        return api.ClassCreateResponse(class_id=class_id, handle_metadata=metadata)
+
+    # -- looking up
+
+    async def FunctionGet(self, request: api.FunctionGetRequest) -> api.FunctionGetResponse:
+        app = self.server.apps.deployed(request.app_name, request.environment_name)
+        function_id = app.function_ids.get(request.object_tag) if app else None
+        if app is None or function_id is None:
+            what = f"Lookup failed for Function '{request.object_tag}' from the '{request.app_name}' app: "
+            reason = (
+                f"no such function in app '{request.app_name}'"
+                if app
+                else f"no app '{request.app_name}' in environment '{request.environment_name or 'main'}'"
+            )
+            raise RpcError(Status.NOT_FOUND, f"{what}{reason}.")
+        record = self.records[function_id]
+        return api.FunctionGetResponse(
+            function_id=function_id, handle_metadata=record.handle, function=record.data()
+        )
+
+    async def ClassGet(self, request: api.ClassGetRequest) -> api.ClassGetResponse:
+        app = self.server.apps.deployed(request.app_name, request.environment_name)
+        class_id = app.class_ids.get(request.object_tag) if app else None
+        if app is None or class_id is None:
+            raise RpcError(
+                Status.NOT_FOUND,
+                f"Lookup failed for Cls '{request.object_tag}' from the '{request.app_name}' app.",
+            )
+        return api.ClassGetResponse(class_id=class_id, handle_metadata=self.classes[class_id])
+
+    async def FunctionBindParams(
+        self, request: api.FunctionBindParamsRequest
+    ) -> api.FunctionBindParamsResponse:
+        base = self.resolve(request.function_id)
+        if request.HasField("function_options"):
+            _refuse_unsupported(apply_options(base.definition, request.function_options))
+        # The same request must give the same id: it decides which containers are shared.
+        key = api.FunctionBindParamsRequest.FromString(request.SerializeToString())
+        key.ClearField("auth_secret")
+        variant_id = ids.derived_id(ids.FUNCTION, key.SerializeToString(deterministic=True))
+        if variant_id not in self._variants:
+            self._variants[variant_id] = key
+            if base.app.deployed:
+                self.server.store.put(VARIANTS, variant_id, key.SerializeToString())
+        handle = api.FunctionHandleMetadata.FromString(base.record.handle.SerializeToString())
+        handle.base_function_id = request.function_id
+        return api.FunctionBindParamsResponse(bound_function_id=variant_id, handle_metadata=handle)
+
+    async def FunctionGetSerialized(
+        self, request: api.FunctionGetSerializedRequest
+    ) -> api.FunctionGetSerializedResponse:
+        definition = self.resolve(request.function_id).definition
+        return api.FunctionGetSerializedResponse(
+            function_serialized=definition.function_serialized, class_serialized=definition.class_serialized
+        )
+
+    # -- scaling
+
+    async def FunctionUpdateSchedulingParams(
+        self, request: api.FunctionUpdateSchedulingParamsRequest
+    ) -> api.FunctionUpdateSchedulingParamsResponse:
+        resolved = self.resolve(request.function_id)
+        settings = api.AutoscalerSettings.FromString(
+            resolved.definition.autoscaler_settings.SerializeToString()
+        )
+        if resolved.record.autoscaler is not None:
+            settings.MergeFrom(resolved.record.autoscaler)
+        settings.MergeFrom(request.settings)
+        resolved.record.autoscaler = settings
+        self.ensure_pool(request.function_id)
+        self.server.engine.kick()
+        return api.FunctionUpdateSchedulingParamsResponse(current_settings=settings)
+
+    async def FunctionGetCurrentStats(self, request: api.FunctionGetCurrentStatsRequest) -> api.FunctionStats:
+        pool = self.server.engine.scheduler.pools.get(self.ensure_pool(request.function_id))
+        if pool is None:
+            return api.FunctionStats()
+        return api.FunctionStats(
+            backlog=len(pool.ready) + len(pool.delayed),
+            num_total_tasks=len(pool.slots),
+            num_running_inputs=sum(len(slot.running) for slot in pool.slots.values()),
+        )
+
+
+def _refuse_unsupported(definition: api.Function) -> None:
+    """What would silently mean something else here is refused when it is deployed."""
+    schedule = definition.schedule
+    refused = {
+        "cloud_bucket_mounts": bool(definition.cloud_bucket_mounts),
+        "network file systems": bool(definition.shared_volume_mounts),
+        "clustered functions": definition._experimental_group_size > 1,
+        "enable_memory_snapshot": definition.checkpointing_enabled,
+        "block_network": definition.block_network,
+        "@app.server": definition.is_server,
+        "web endpoints": definition.webhook_config.type != api.WEBHOOK_TYPE_UNSPECIFIED,
+    }
+    for what, used in refused.items():
+        if used:
+            raise RpcError(
+                Status.INVALID_ARGUMENT,
+                f"{definition.function_name}: {what} is not supported by the local Modal server.",
+            )
+    try:
+        cron.check(schedule)
+    except cron.ScheduleError as error:
+        raise RpcError(Status.INVALID_ARGUMENT, f"{definition.function_name}: {error}") from None

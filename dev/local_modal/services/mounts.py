@@ -1,0 +1,134 @@
+"""Mounts: the user's source files, kept by digest and laid out as a container sees them."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from grpclib.const import Status
+from modal_proto import api_pb2 as api
+
+from local_modal import ids
+from local_modal.rpc import RpcError, Service
+
+log = logging.getLogger(__name__)
+
+TABLE = "mounts"
+
+
+class MountService(Service):
+    """Mount* RPCs, and `root` for the workers."""
+
+    async def start(self) -> None:
+        self._files = self.server.state_dir / "mounts" / "files"
+        self._roots = self.server.state_dir / "mounts" / "roots"
+        self._files.mkdir(parents=True, exist_ok=True)
+        self._roots.mkdir(parents=True, exist_ok=True)
+        self._mounts = {
+            key: api.MountGetOrCreateRequest.FromString(data)
+            for key, data in self.server.store.load(TABLE).items()
+        }
+        self._building: dict[str, asyncio.Task[Path]] = {}
+
+    async def MountBatchedCheckExistence(
+        self, request: api.MountBatchedCheckExistenceRequest
+    ) -> api.MountBatchedCheckExistenceResponse:
+        missing = [digest for digest in request.sha256_hex_hashes if not self.path(digest).exists()]
+        return api.MountBatchedCheckExistenceResponse(
+            missing_sha256_hex_hashes=missing, checked_at=self._now()
+        )
+
+    async def MountPutFile(self, request: api.MountPutFileRequest) -> api.MountPutFileResponse:
+        path = self.path(request.sha256_hex)
+        kind = request.WhichOneof("data_oneof")
+        if kind is not None and not path.exists():
+            data = (
+                request.data
+                if kind == "data"
+                else await asyncio.to_thread(self.server.blobs.path(request.data_blob_id).read_bytes)
+            )
+            if hashlib.sha256(data).hexdigest() != request.sha256_hex:
+                raise RpcError(Status.INVALID_ARGUMENT, "The mount file's content doesn't match its digest.")
+            partial = path.with_suffix(f".{os.urandom(4).hex()}")
+            await asyncio.to_thread(partial.write_bytes, data)
+            partial.rename(path)
+        return api.MountPutFileResponse(exists=path.exists(), checked_at=self._now())
+
+    async def MountGetOrCreate(self, request: api.MountGetOrCreateRequest) -> api.MountGetOrCreateResponse:
+        # The SDK's own mounts (its client, a standalone Python) are named and come without files: the
+        # interpreter has them.
+        contents = api.MountGetOrCreateRequest(deployment_name=request.deployment_name, files=request.files)
+        for file in request.files:
+            if not self.path(file.sha256_hex).exists():
+                raise RpcError(Status.INVALID_ARGUMENT, f"Mount file {file.filename} was not uploaded.")
+        data = contents.SerializeToString(deterministic=True)
+        mount_id = ids.derived_id(ids.MOUNT, data)
+        if mount_id not in self._mounts:
+            self._mounts[mount_id] = contents
+            self.server.store.put(TABLE, mount_id, data)
+        return api.MountGetOrCreateResponse(
+            mount_id=mount_id,
+            handle_metadata=api.MountHandleMetadata(
+                content_checksum_sha256_hex=hashlib.sha256(data).hexdigest()
+            ),
+        )
+
+    async def root(self, mount_ids: Sequence[str], python: str) -> Path:
+        """A directory with the files of these mounts at their absolute paths, later mounts over earlier ones.
+
+        It is made once per set and never changes; bytecode for `python` lies beside the sources.
+        """
+        key = hashlib.sha256("\0".join([python, *mount_ids]).encode()).hexdigest()[:32]
+        root = self._roots / key
+        if root.exists():
+            return root
+        if key not in self._building:
+            self._building[key] = asyncio.ensure_future(self._build(root, list(mount_ids), python))
+        try:
+            # Shielded: others may wait for the same root.
+            return await asyncio.shield(self._building[key])
+        finally:
+            if key in self._building and self._building[key].done():
+                del self._building[key]
+
+    async def _build(self, root: Path, mount_ids: list[str], python: str) -> Path:
+        files = [file for mount_id in mount_ids for file in self._mounts[mount_id].files]
+        partial = root.with_suffix(f".{os.urandom(4).hex()}")
+        await asyncio.to_thread(self._lay_out, partial, files)
+        compiler = await asyncio.create_subprocess_exec(
+            *(python, "-m", "compileall", "-q", "-s", str(partial), "-p", "/", str(partial)),
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        # Sources that don't compile fail where they are imported, as in the cloud.
+        await compiler.wait()
+        partial.rename(root)
+        return root
+
+    def _lay_out(self, directory: Path, files: list[api.MountFile]) -> None:
+        (directory / "root").mkdir(parents=True)  # where containers start
+        for file in files:
+            target = directory / file.filename.lstrip("/")
+            if ".." in target.parts:
+                raise ValueError(f"mount file {file.filename!r} leaves its root")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(self.path(file.sha256_hex), target)
+            target.chmod(file.mode or 0o644)
+
+    def path(self, sha256_hex: str) -> Path:
+        """Where the content of that digest is, or would be."""
+        return self._files / Path(sha256_hex).name
+
+    def _file(self, digest: str) -> Path:
+        return self._files / Path(digest).name
+
+    def _now(self) -> Timestamp:
+        timestamp = Timestamp()
+        timestamp.FromNanoseconds(int(self.server.clock.time() * 1e9))
+        return timestamp
