@@ -32,6 +32,7 @@ def passing_errors() -> tuple[type[Exception], ...]:
         builtins.ConnectionError,
         socket.gaierror,
         asyncio.TimeoutError,
+        builtins.TimeoutError,  # another class before Python 3.11
     )
 
 

@@ -1,0 +1,131 @@
+"""Which functions does an environment consist of, and with what resources?
+
+``build_app`` describes them for deployment; what they do is in ``container.entry``. Imports modal, never
+Airflow.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_modal import airflow_settings, names
+from airflow_provider_modal.config import EnvironmentConfig, WorkerProfile
+from airflow_provider_modal.errors import ConfigError
+
+if TYPE_CHECKING:
+    import modal
+
+KILL_GRACE_SECONDS = 60
+"""Between a task's own time limit, which the worker enforces, and Modal's, which only ends the container."""
+KILL_MARGIN_SECONDS = 30
+MODAL_MAX_TIMEOUT = 24 * 3600
+STARTUP_TIMEOUT = 600
+"""Seconds for pulling the image and starting; separate from the time that an input may take."""
+TICK_TIMEOUT = 60
+RUN_MARGIN_SECONDS = 180
+"""What a scheduler run needs on top of ``max_run_seconds``: adoption, one parse phase, handing over."""
+CONTROL_TIMEOUT = 900
+"""Seconds for one operation of the command line; a migration of a large database is the longest."""
+
+
+def build_app(config: EnvironmentConfig, env: str, *, image: modal.Image | None = None) -> modal.App:
+    """Return the App of an environment, ready to be deployed. Its Secrets and Volume must exist by then.
+
+    :param image: what the containers run in; built from ``config`` by default.
+    :raises ConfigError: a name is not allowed, or Modal refuses one of the settings.
+    """
+    import modal
+
+    from airflow_provider_modal.container import entry
+    from airflow_provider_modal.image import build_image
+
+    resources = names.ResourceNames(env)
+    app = modal.App(resources.app, include_source=False)
+    volumes = {
+        airflow_settings.DEFAULT_VOLUME_PATH: modal.Volume.from_name(resources.volume, version=2),
+    }
+    built_image = image if image is not None else build_image(config)
+
+    def register(
+        name: str, function: Callable[..., Any], role: str, *, secrets: Collection[str], **options: Any
+    ) -> None:
+        try:
+            app.function(
+                name=name,
+                image=built_image,
+                include_source=False,
+                env=dict(airflow_settings.function_environment(config, env, role)),
+                secrets=[modal.Secret.from_name(secret) for secret in secrets],
+                startup_timeout=STARTUP_TIMEOUT,
+                **options,
+            )(function)
+        except modal.exception.InvalidError as error:
+            raise ConfigError(f"Modal refuses the settings of function {name}: {error}") from error
+
+    register(
+        names.SCHEDULER_TICK,
+        entry.scheduler_tick,
+        "tick",
+        secrets=[resources.secrets],
+        schedule=modal.Period(seconds=config.scheduler.interval_seconds),
+        cpu=0.125,
+        memory=128,
+        scaledown_window=2,
+        timeout=TICK_TIMEOUT,
+    )
+    register(
+        names.SCHEDULER_RUN,
+        entry.scheduler_run,
+        "scheduler",
+        secrets=base_secrets(config, resources),
+        volumes=volumes,
+        cpu=1.0,
+        memory=1024,
+        # One container makes Modal's input queue the list of wishes (see wakeup).
+        max_containers=1,
+        scaledown_window=120,
+        timeout=math.ceil(config.scheduler.max_run_seconds) + RUN_MARGIN_SECONDS,
+    )
+    register(
+        names.CONTROL,
+        entry.control,
+        "control",
+        secrets=[resources.secrets],
+        volumes=volumes,
+        cpu=0.5,
+        memory=512,
+        scaledown_window=60,
+        timeout=CONTROL_TIMEOUT,
+    )
+    for name, profile in config.workers.items():
+        register(
+            names.task_function(name),
+            entry.execute_task,
+            "worker",
+            secrets=base_secrets(config, resources, profile),
+            volumes=volumes,
+            cpu=profile.cpu,
+            memory=profile.memory,
+            gpu=profile.gpu,
+            min_containers=profile.min_containers or None,
+            max_containers=profile.max_containers,
+            scaledown_window=profile.scaledown_window,
+            timeout=task_function_timeout(config, name),
+        )
+    return app
+
+
+def base_secrets(
+    config: EnvironmentConfig, resources: names.ResourceNames, profile: WorkerProfile | None = None
+) -> list[str]:
+    """Return the names of a function's Secrets: the image's, a worker profile's, and last the environment's
+    own, whose values win."""
+    return [*config.image.secrets, *(profile.secrets if profile else ()), resources.secrets]
+
+
+def task_function_timeout(config: EnvironmentConfig, profile: str) -> int:
+    """Return Modal's limit for a task's call, in seconds: later than the worker's own, which ends it well."""
+    limit = config.task_timeout(profile) + KILL_GRACE_SECONDS
+    return min(math.ceil(limit) + KILL_MARGIN_SECONDS, MODAL_MAX_TIMEOUT)

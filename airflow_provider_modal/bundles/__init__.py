@@ -1,0 +1,1 @@
+"""DAG bundles. Importing this package does not import Airflow."""

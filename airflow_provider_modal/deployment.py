@@ -1,0 +1,136 @@
+"""What is deployed in an environment?
+
+``create`` writes the manifest last, so an environment that has one is complete. Executor, worker and command
+line compare themselves with it. It holds no secret values.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime, timezone
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_modal import __version__, airflow_settings, names
+from airflow_provider_modal.app import base_secrets, task_function_timeout
+from airflow_provider_modal.errors import ModalflowError, NotFoundError
+from airflow_provider_modal.version_compat import airflow_version
+from airflow_provider_modal.wire import WIRE_VERSION
+
+if TYPE_CHECKING:
+    from airflow_provider_modal.config import EnvironmentConfig
+    from airflow_provider_modal.volume.files import VolumeFiles
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class DeployedProfile:
+    """A worker profile as it was deployed.
+
+    :param secrets: names of the function's Secrets, in their order. Options per call replace a function's
+        Secrets, so these have to be named again with them.
+    :param timeout: Modal's limit for a call, in seconds.
+    """
+
+    function: str
+    secrets: tuple[str, ...]
+    timeout: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What ``create`` deployed.
+
+    :param package: version of this package; ``airflow``, ``python``, ``modal`` and ``wire`` likewise.
+    :param settings: the configuration without its secret parts (``EnvironmentConfig.to_settings``).
+    :param airflow_options: names of the options in the configuration's ``airflow`` section.
+    :param deployed_at: ISO 8601, UTC.
+    """
+
+    env: str
+    package: str
+    airflow: str
+    python: str
+    modal: str
+    wire: int
+    volume_path: str
+    profiles: Mapping[str, DeployedProfile]
+    settings: Mapping[str, Any]
+    airflow_options: tuple[str, ...]
+    deployed_at: str
+
+    def to_json(self) -> str:
+        """Return the file's content."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=2, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Manifest:
+        """Read the file's content; fields of a later release are ignored.
+
+        :raises ValueError: it is not a manifest, or of another format.
+        """
+        data = json.loads(text)
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise ValueError("not a deployment manifest of this format")
+        try:
+            profiles = {
+                name: DeployedProfile(profile["function"], tuple(profile["secrets"]), profile["timeout"])
+                for name, profile in data["profiles"].items()
+            }
+            values = {f.name: data[f.name] for f in fields(cls)}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"incomplete deployment manifest ({type(error).__name__}: {error})") from None
+        return cls(**{**values, "profiles": profiles, "airflow_options": tuple(values["airflow_options"])})
+
+
+def describe(config: EnvironmentConfig, env: str) -> Manifest:
+    """Return the manifest of a deployment made from here, now."""
+    resources = names.ResourceNames(env)
+    return Manifest(
+        env=env,
+        package=__version__,
+        airflow=airflow_version(),
+        python=platform.python_version(),
+        modal=version("modal"),
+        wire=WIRE_VERSION,
+        volume_path=airflow_settings.DEFAULT_VOLUME_PATH,
+        profiles={
+            name: DeployedProfile(
+                function=names.task_function(name),
+                secrets=tuple(base_secrets(config, resources, profile)),
+                timeout=task_function_timeout(config, name),
+            )
+            for name, profile in config.workers.items()
+        },
+        settings=config.to_settings(),
+        airflow_options=tuple(sorted(config.airflow)),
+        deployed_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
+
+
+def write(files: VolumeFiles, manifest: Manifest) -> None:
+    """Put the manifest onto the environment's Volume."""
+    files.write(names.MANIFEST_PATH, manifest.to_json().encode())
+
+
+def read(files: VolumeFiles) -> Manifest:
+    """Return what is deployed.
+
+    :raises NotFoundError: no ``create`` has come to its end.
+    :raises ModalflowError: the manifest is of another release or damaged.
+    """
+    try:
+        return Manifest.from_json(files.read(names.MANIFEST_PATH))
+    except FileNotFoundError:
+        raise NotFoundError(
+            "the environment has no deployment manifest: its creation did not come to its end; run modalflow "
+            "create again"
+        ) from None
+    except ValueError as error:
+        raise ModalflowError(
+            f"{names.MANIFEST_PATH} on the Volume: {error}; run modalflow create again"
+        ) from None
