@@ -156,7 +156,7 @@ def materialise(files: VolumeFiles, digest: str, root: Path) -> Path:
         # Left by a process that died half-way; nobody else works on it while we hold the lock.
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        for path, content in _contents(files, _read_version(files, digest)):
+        for path, content in _contents(files, read_version(files, digest)):
             local = below(partial, path)
             local.parent.mkdir(parents=True, exist_ok=True)
             local.write_bytes(content)
@@ -255,7 +255,12 @@ def _read_head(files: VolumeFiles) -> _Head:
         return _Head("")
 
 
-def _read_version(files: VolumeFiles, digest: str) -> DagVersion:
+def read_version(files: VolumeFiles, digest: str) -> DagVersion:
+    """Return which files a stored version consists of.
+
+    :raises NotFoundError: the Volume does not hold this version.
+    :raises ModalflowError: its manifest is damaged.
+    """
     path = f"{VERSIONS_FOLDER}/{digest}.json"
     try:
         manifest: dict[str, Any] = json.loads(files.read_immutable(path))
