@@ -1,0 +1,1 @@
+"""The command line: ``modalflow`` and, the same commands, ``airflow modalflow``."""

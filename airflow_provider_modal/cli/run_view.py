@@ -1,0 +1,164 @@
+"""How does a DAG run look, at its end and while it runs?
+
+Works on what the control operation ``runs.show`` answers.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_modal.cli.output import note, seconds, table
+from airflow_provider_modal.errors import ModalflowError, UnreachableError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.text import Text
+
+FINISHED = ("success", "failed")
+"""Final states of a DAG run."""
+UNSUCCESSFUL = ("failed", "upstream_failed")
+POLL_SECONDS = 1.0
+PATIENCE_SECONDS = 120.0
+"""For how long Modal may be away while a run is followed."""
+
+_COLOURS = {
+    "success": "green",
+    "running": "bright_green",
+    "failed": "red",
+    "upstream_failed": "yellow",
+    "up_for_retry": "yellow",
+    "up_for_reschedule": "yellow",
+    "queued": "bright_black",
+    "scheduled": "bright_black",
+    "deferred": "magenta",
+    "skipped": "magenta",
+}
+
+Run = Mapping[str, Any]
+
+
+def task_name(task: Mapping[str, Any]) -> str:
+    """Return the task's name with the map index of a mapped one: ``square[2]``."""
+    return task["task_id"] if task["map_index"] < 0 else f"{task['task_id']}[{task['map_index']}]"
+
+
+def view(run: Run) -> RenderableType:
+    """Return a run with all its tasks and tries."""
+    from rich.console import Group
+    from rich.text import Text
+
+    title = Text.assemble(
+        f"{run['dag_id']}  {run['run_id']}  ",
+        _state(run["state"]),
+        f"  {seconds(_between(run['start'], run['end'], running=run['state'] == 'running'))}",
+    )
+    tries = [(task, attempt) for task in run["tasks"] for attempt in [*(task.get("history") or []), task]]
+    rows = [
+        (
+            task_name(task),
+            _state(attempt["state"]),
+            attempt["try_number"],
+            seconds(_between(attempt["queued_at"], attempt["start"])),
+            seconds(
+                _between(
+                    attempt["start"], attempt["end"], running=attempt["state"] in ("running", "deferred")
+                )
+            ),
+            attempt.get("host"),
+            attempt.get("reason"),
+        )
+        for task, attempt in tries
+    ]
+    columns: list[str] = ["task", "state", "try", "queued", "ran", "container", "reason"]
+    if not any(row[-1] for row in rows):
+        columns = columns[:-1]
+    return Group(title, table(columns, [row[: len(columns)] for row in rows]))
+
+
+def follow(fetch: Callable[[], Run], timeout: float | None) -> Run:
+    """Show a run on stderr until it ends, and return it.
+
+    On a terminal a table that is kept up to date, else a line per change.
+
+    :param fetch: returns the run as it is now.
+    :param timeout: seconds to wait at most.
+    :raises ModalflowError: it has not ended in time.
+    :raises UnreachableError: Modal or the database was away for longer than ``PATIENCE_SECONDS``.
+    """
+    deadline = None if timeout is None else time.monotonic() + timeout
+    answered = time.monotonic()
+    with _display() as show:
+        while True:
+            try:
+                run = fetch()
+            except UnreachableError as error:
+                if time.monotonic() - answered > PATIENCE_SECONDS:
+                    raise
+                note(f"{error}; the run goes on, asking again")
+            else:
+                answered = time.monotonic()
+                show(run)
+                if run["state"] in FINISHED:
+                    return run
+            if deadline is not None and time.monotonic() + POLL_SECONDS > deadline:
+                raise ModalflowError(
+                    f"the run has not ended within {timeout:g} s; it goes on without this command"
+                )
+            time.sleep(POLL_SECONDS)
+
+
+@contextmanager
+def _display() -> Iterator[Callable[[Run], None]]:
+    if not sys.stderr.isatty():
+        yield _Lines().show
+        return
+    from rich.console import Console
+    from rich.live import Live
+
+    with Live(console=Console(stderr=True), transient=True, refresh_per_second=4) as live:
+        yield lambda run: live.update(view(run))
+
+
+class _Lines:
+    """One line per change of a state."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[Any, ...]] = {}
+
+    def show(self, run: Run) -> None:
+        """Tell what changed since the last call."""
+        self._tell(f"run {run['run_id']}", run["state"], ())
+        for task in run["tasks"]:
+            self._tell(task_name(task), task["state"], (task["try_number"],), task.get("reason"))
+
+    def _tell(self, name: str, state: str | None, tries: tuple[int, ...], reason: str | None = None) -> None:
+        if self._known.get(name) == (state, *tries) or state is None:
+            return
+        self._known[name] = (state, *tries)
+        suffix = "".join(f" (try {number})" for number in tries if number > 1)
+        because = f": {reason}" if reason else ""
+        note(f"{datetime.now():%H:%M:%S} {name}: {state}{suffix}{because}")
+
+
+def _state(state: str | None) -> Text:
+    from rich.text import Text
+
+    return Text(state or "-", style=_COLOURS.get(state or "", ""))
+
+
+def _between(begin: str | None, end: str | None, *, running: bool = False) -> float | None:
+    """Return the seconds from ``begin`` to ``end``; to now for what has no end yet and is ``running``."""
+    if not begin or not (end or running):
+        return None
+    until = _time(end) if end else datetime.now(timezone.utc)
+    return max((until - _time(begin)).total_seconds(), 0.0)
+
+
+def _time(text: str) -> datetime:
+    # Python 3.10 does not read "Z".
+    return datetime.fromisoformat(text.replace("Z", "+00:00"))
