@@ -1,0 +1,150 @@
+"""What does Airflow's database say about dispatches that the executor is unsure of?
+
+The database is the truth about task instances; every statement that is ours about them is here. Called on
+the scheduler's thread, a few milliseconds each; the session is committed or rolled back on return.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Literal
+
+from airflow.models.log import Log
+from airflow.models.taskinstance import TaskInstance
+from airflow.models.taskinstancekey import TaskInstanceKey
+from airflow.utils import timezone
+from airflow.utils.session import create_session
+from airflow.utils.state import TaskInstanceState
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import load_only, object_session
+
+from airflow_provider_modal.wire import parse_external_executor_id
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+    from sqlalchemy.sql import ColumnElement
+
+REQUEUED_EVENT = "modal dispatch lost"
+"""Event in Airflow's log table, one per repetition; they are counted there because schedulers come and go."""
+MOST_REQUEUES = 3
+
+Settlement = Literal["requeued", "exhausted", "running", "over"]
+"""What ``settle`` found. ``requeued``: it waits for the scheduler again. ``exhausted``: it was queued again
+too often already. ``running``: Airflow has it running, or somebody is working on it at the moment. ``over``:
+the dispatch is not the task instance's any more, or the task instance is in a state of its own."""
+
+
+def fresh(job_id: int | str | None, seconds: float) -> set[TaskInstanceKey]:
+    """Return the running task instances of a scheduler with a heartbeat within the last ``seconds``."""
+    since = timezone.utcnow() - timedelta(seconds=seconds)
+    statement = select(
+        TaskInstance.dag_id,
+        TaskInstance.task_id,
+        TaskInstance.run_id,
+        TaskInstance.try_number,
+        TaskInstance.map_index,
+    ).where(
+        TaskInstance.queued_by_job_id == job_id,
+        TaskInstance.state.in_((TaskInstanceState.RUNNING, TaskInstanceState.RESTARTING)),
+        TaskInstance.last_heartbeat_at > since,
+    )
+    with create_session() as session:
+        return {TaskInstanceKey(*row) for row in session.execute(statement)}
+
+
+def settle(key: TaskInstanceKey, dispatch: str, why: str) -> Settlement:
+    """Hand a dispatch that nobody will run back to the scheduler, if Airflow still waits for it.
+
+    The task instance goes from ``queued`` to ``scheduled``, as Airflow does with tasks stuck in ``queued``:
+    the same try, so it costs the user none. Should the dispatch's function call turn up after all, Airflow's
+    compare-and-set lets only one of the two run.
+
+    :param why: for Airflow's event log.
+    """
+    with create_session() as session:
+        row = session.execute(
+            select(TaskInstance.state, TaskInstance.external_executor_id, TaskInstance.try_number)
+            .where(_is(key))
+            # A row that somebody else has locked is changing: it counts as running and is looked at again.
+            .with_for_update(skip_locked=True)
+        ).first()
+        if row is None:
+            exists = session.scalar(select(func.count()).select_from(TaskInstance).where(_is(key)))
+            return "running" if exists else "over"
+        state, external_id, try_number = row
+        if try_number != key.try_number or parse_external_executor_id(external_id)[0] != dispatch:
+            return "over"
+        if state in (TaskInstanceState.RUNNING, TaskInstanceState.RESTARTING):
+            return "running"
+        if state != TaskInstanceState.QUEUED:
+            return "over"
+        if _requeues(session, key) >= MOST_REQUEUES:
+            return "exhausted"
+        session.execute(
+            update(TaskInstance)
+            .where(_is(key))
+            .values(
+                state=TaskInstanceState.SCHEDULED,
+                queued_dttm=None,
+                queued_by_job_id=None,
+                external_executor_id=None,
+                scheduled_dttm=timezone.utcnow(),
+            )
+            .execution_options(synchronize_session=False)
+        )
+        session.add(Log(event=REQUEUED_EVENT, task_instance=key, extra=f"queued again: {why}"))
+        return "requeued"
+
+
+def load_signs(tis: Sequence[TaskInstance]) -> None:
+    """Load what adoption needs to know of ``tis`` in one statement; Airflow loads less than that itself."""
+    session = object_session(tis[0]) if tis else None
+    if session is None:
+        return
+    statement = (
+        select(TaskInstance)
+        .where(TaskInstance.id.in_([ti.id for ti in tis]))
+        .options(
+            load_only(
+                TaskInstance.try_number,
+                TaskInstance.last_heartbeat_at,
+                TaskInstance.queued_dttm,
+                TaskInstance.queued_by_job_id,
+            )
+        )
+    )
+    session.scalars(statement).all()
+
+
+def last_sign(ti: TaskInstance) -> float:
+    """Return when the database last heard of a task instance, in seconds since the epoch; 0 for never."""
+    times = [ti.last_heartbeat_at, ti.queued_dttm]
+    return max((time.timestamp() for time in times if time is not None), default=0.0)
+
+
+def _is(key: TaskInstanceKey) -> ColumnElement[bool]:
+    return (
+        (TaskInstance.dag_id == key.dag_id)
+        & (TaskInstance.task_id == key.task_id)
+        & (TaskInstance.run_id == key.run_id)
+        & (TaskInstance.map_index == key.map_index)
+    )
+
+
+def _requeues(session: Session, key: TaskInstanceKey) -> int:
+    return (
+        session.scalar(
+            select(func.count())
+            .select_from(Log)
+            .where(
+                Log.event == REQUEUED_EVENT,
+                Log.dag_id == key.dag_id,
+                Log.task_id == key.task_id,
+                Log.run_id == key.run_id,
+                Log.map_index == key.map_index,
+                Log.try_number == key.try_number,
+            )
+        )
+        or 0
+    )

@@ -1,0 +1,106 @@
+"""What does the environment look like that tasks are sent to: its names, and its worker profiles?
+
+In a container of the environment the answer is baked into it. Elsewhere ``[modal] environment`` names the
+environment and its deployment manifest, read in the background, has the rest.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+
+from airflow_provider_modal import airflow_settings, names
+from airflow_provider_modal.config import EnvironmentConfig
+from airflow_provider_modal.errors import ConfigError, ModalflowError, UnreachableError
+from airflow_provider_modal.executors.options import SECTION, Options
+from airflow_provider_modal.wire import WIRE_VERSION
+
+
+class Deployed:
+    """An environment and the time limits of its worker profiles.
+
+    The profiles are replaced as a whole, so one thread may read them while another learns them.
+    """
+
+    def __init__(self, resources: names.ResourceNames, config: EnvironmentConfig | None = None) -> None:
+        self.resources = resources
+        self.problem: str | None = None
+        """Why tasks can't be sent there, for the user; None while the manifest is only not read yet."""
+        self._timeouts: Mapping[str, float] | None = None
+        if config is not None:
+            self._learn(config)
+
+    @classmethod
+    def find(cls, options: Options, environ: Mapping[str, str] = os.environ) -> Deployed:
+        """Return the environment of this process; makes no call.
+
+        :raises ConfigError: no environment is named, or its name is not allowed.
+        """
+        if not options.environment:
+            raise ConfigError(
+                f"[{SECTION}] environment is not set; set it to the name that was given to modalflow create "
+                "--env NAME"
+            )
+        resources = names.ResourceNames(options.environment)
+        if airflow_settings.SETTINGS not in environ:
+            return cls(resources)
+        return cls(resources, airflow_settings.deployed_config(environ))
+
+    @property
+    def known(self) -> bool:
+        """Whether the worker profiles are known yet."""
+        return self._timeouts is not None
+
+    def read_manifest(self) -> None:
+        """Learn the worker profiles from the deployment manifest; blocks for as long as Modal takes.
+
+        :raises UnreachableError: Modal did not answer.
+        :raises ModalflowError: there is no deployment, or not one of this release; ``problem`` says it too.
+        """
+        from airflow_provider_modal import deployment
+        from airflow_provider_modal.volume.files import VolumeFiles
+
+        try:
+            manifest = deployment.read(VolumeFiles.open(self.resources))
+            if manifest.wire != WIRE_VERSION:
+                raise ModalflowError(
+                    f"environment {self.resources.env!r} was deployed by release {manifest.package} of this "
+                    "package, which speaks another version of the wire format; redeploy: modalflow create"
+                )
+            self._learn(EnvironmentConfig.from_settings(manifest.settings))
+        except UnreachableError:
+            raise
+        except ModalflowError as error:
+            self.problem = str(error)
+            raise
+
+    def check(self, profile: str) -> None:
+        """Refuse a profile that is not deployed; anything passes while the profiles are not known.
+
+        :raises ConfigError: there is no such profile, or nothing usable is deployed.
+        """
+        if self._timeouts is None:
+            if self.problem is not None:
+                raise ConfigError(self.problem)
+            return
+        if profile in self._timeouts:
+            return
+        close = difflib.get_close_matches(profile, self._timeouts, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ";"
+        raise ConfigError(
+            f"queue {profile!r} is not a worker profile of environment {self.resources.env!r}{hint} known "
+            f"are: {', '.join(sorted(self._timeouts))}. Change the task's queue, or add the profile to the "
+            "configuration's workers and run modalflow create"
+        )
+
+    def timeout(self, profile: str) -> float:
+        """Return how many seconds a task of ``profile`` may run.
+
+        :raises KeyError: the profile is not known; ``check`` says so in words.
+        """
+        return (self._timeouts or {})[profile]
+
+    def _learn(self, config: EnvironmentConfig) -> None:
+        self._timeouts = {profile: config.task_timeout(profile) for profile in config.workers}
+        self.problem = None

@@ -1,0 +1,379 @@
+"""How do task calls get to Modal, and their ends back, without the scheduler ever waiting?
+
+A thread with an event loop of its own talks to Modal; the scheduler's thread only posts orders and drains
+reports, both in memory. An unreachable Modal blocks a call for up to a minute, and a scheduler loop that is
+blocked for half of that is declared dead by its peers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+from airflow_provider_modal import wire
+from airflow_provider_modal.executors import reports
+from airflow_provider_modal.executors.deployed import Deployed
+from airflow_provider_modal.executors.gateway import Gateway
+from airflow_provider_modal.executors.options import Options
+from airflow_provider_modal.executors.questions import answers
+from airflow_provider_modal.executors.submit_errors import backoff, classify
+
+log = logging.getLogger(__name__)
+
+QUESTIONS_AT_ONCE = 16
+CANCEL_ATTEMPTS = 5
+CANCEL_GRACE = 40.0
+"""Seconds that a cancelled call may take to end (the worker's own grace is 30) before its container is."""
+THREAD_END = 5.0
+"""Seconds that ending the loop itself may take."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """An order to start a function call.
+
+    :param function: name of the function in the environment's App.
+    :param until: when to give up, by the monotonic clock.
+    """
+
+    call: wire.TaskCall
+    function: str
+    until: float
+
+
+@dataclass
+class _Progress:
+    """A submission under way."""
+
+    revoked: asyncio.Event = field(default_factory=asyncio.Event)
+    pausing: bool = False
+    """It failed in passing and waits for its next attempt."""
+    doubtful: bool = False
+    """An attempt ended without saying whether it started a function call."""
+
+
+class Dispatcher:
+    """Submits, collects, asks and cancels in the background.
+
+    ``start``, ``stop`` and the orders belong to the scheduler's thread; orders given before ``start`` are
+    carried out by it, those after ``stop`` are dropped (the next scheduler adopts what they were about).
+    """
+
+    def __init__(self, gateway: Gateway, options: Options) -> None:
+        self._gateway = gateway
+        self._options = options
+        self._reports: deque[reports.Report] = deque()
+        self._news = threading.Event()
+        self._early: list[Callable[[], None]] = []
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ended = False
+        # What follows belongs to the loop's thread.
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._progress: dict[str, _Progress] = {}
+        self._cancelling: set[str] = set()
+        self._listening: set[str] = set()
+        self._ending: asyncio.Event
+        self._submit_slots: asyncio.Semaphore
+        self._question_slots: asyncio.Semaphore
+
+    # Orders, for the scheduler's thread.
+
+    def start(self) -> None:
+        """Start the thread."""
+        started = threading.Event()
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(self._main(started)), name="modal-dispatcher", daemon=True
+        )
+        self._thread.start()
+        started.wait()
+
+    def submit(self, submission: Submission) -> None:
+        """Start a function call; reports ``Submitted`` or ``NotSubmitted``."""
+        self._post(lambda: self._begin(self._submit(submission)))
+
+    def listen(self, partition: str) -> None:
+        """Collect the completion events of a partition from now on; reports ``Ended``."""
+        self._post(lambda: self._listen(partition))
+
+    def learn(self, deployed: Deployed) -> None:
+        """Read the environment's deployment manifest, until it is known."""
+        self._post(lambda: self._begin(self._learn(deployed)))
+
+    def ask(self, dispatch: str, call_id: str | None, *, modal: bool) -> None:
+        """Find out what became of a dispatch; reports ``Ended``, ``Alive``, ``Unknown`` or ``Unanswered``.
+
+        :param modal: ask Modal about the function call if the worker left no result; otherwise ``Alive``.
+        """
+        self._post(lambda: self._begin(self._ask(dispatch, call_id, modal)))
+
+    def cancel(self, dispatch: str, call_id: str | None) -> None:
+        """Make sure that a dispatch doesn't run (any more); reports nothing."""
+        self._post(lambda: self._cancel(dispatch, call_id))
+
+    def drain(self) -> list[reports.Report]:
+        """Take all reports made so far, oldest first."""
+        # Cleared first: a report made in between sets it again.
+        self._news.clear()
+        taken = []
+        while self._reports:
+            taken.append(self._reports.popleft())
+        return taken
+
+    @property
+    def has_reports(self) -> bool:
+        """Whether ``drain`` would return something."""
+        return bool(self._reports)
+
+    def wait_for_event(self, timeout: float) -> bool:
+        """Wait until there are reports, at most ``timeout`` seconds; return whether there are."""
+        return self._news.wait(timeout)
+
+    def stop(self, flush: float) -> None:
+        """End the thread; cancels no function call.
+
+        :param flush: seconds that calls on their way to Modal get to arrive. What still waits for Modal to
+            come back stays queued in Airflow's database, where the next scheduler finds it.
+        """
+        if self._thread is None or self._ended:
+            self._ended = True
+            return
+        loop = self._loop
+        assert loop is not None
+        self._ended = True
+        loop.call_soon_threadsafe(lambda: self._begin(self._flush(flush)))
+        self._thread.join(flush + THREAD_END)
+        if self._thread.is_alive():
+            log.warning("the thread that talks to Modal has not ended within %.0f s", flush + THREAD_END)
+
+    def _post(self, order: Callable[[], None]) -> None:
+        if self._ended:
+            log.debug("order dropped: the dispatcher has ended")
+        elif self._loop is None:
+            self._early.append(order)
+        else:
+            self._loop.call_soon_threadsafe(order)
+
+    # The loop's thread.
+
+    async def _main(self, started: threading.Event) -> None:
+        self._ending = asyncio.Event()
+        self._submit_slots = asyncio.Semaphore(self._options.submit_concurrency)
+        self._question_slots = asyncio.Semaphore(QUESTIONS_AT_ONCE)
+        for order in self._early:
+            order()
+        self._early.clear()
+        self._loop = asyncio.get_running_loop()
+        started.set()
+        await self._ending.wait()
+
+    async def _flush(self, seconds: float) -> None:
+        ends = time.monotonic() + seconds
+        while (self._progress or self._cancelling) and time.monotonic() < ends:
+            for progress in self._progress.values():
+                if progress.pausing:
+                    progress.revoked.set()
+            await asyncio.sleep(0.01)
+        self._ending.set()
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a background task of the executor failed", exc_info=task.exception())
+
+    def _report(self, report: reports.Report) -> None:
+        self._reports.append(report)
+        self._news.set()
+
+    async def _submit(self, submission: Submission) -> None:
+        dispatch = submission.call.dispatch
+        progress = self._progress[dispatch] = _Progress()
+        try:
+            call_id = await self._spawned(submission, progress)
+            if call_id is None:
+                return
+            if progress.revoked.is_set():
+                self._begin(self._end_call(dispatch, call_id))
+                return
+            self._report(reports.Submitted(dispatch, call_id, doubtful=progress.doubtful))
+            try:
+                await self._gateway.note_call(dispatch, call_id)
+            except Exception as error:
+                # Only a scheduler that finds the dispatch without its call's id misses it; it queues again.
+                log.warning("could not note function call %s of dispatch %s: %s", call_id, dispatch, error)
+        except Exception as error:
+            log.exception("submission of dispatch %s failed", dispatch)
+            self._report(reports.NotSubmitted(dispatch, f"the task call could not be submitted: {error!r}"))
+        finally:
+            self._progress.pop(dispatch, None)
+
+    async def _spawned(self, submission: Submission, progress: _Progress) -> str | None:
+        """Start the function call and return its id; None when it was revoked or reported as impossible.
+
+        A deadline can pass although Modal has started the call: its answer was late or lost. Repeating is
+        safe all the same, because the repetition carries the same dispatch: of two calls of one dispatch
+        the worker's claim, and behind it Airflow's own compare-and-set, lets one run.
+        """
+        dispatch = submission.call.dispatch
+        message = submission.call.to_wire()
+        attempt = 0
+        while True:
+            async with self._submit_slots:
+                if progress.revoked.is_set():
+                    return None
+                attempt += 1
+                try:
+                    return await self._gateway.spawn(submission.function, message)
+                except Exception as error:
+                    verdict = classify(error, self._gateway.resources)
+                    progress.doubtful |= verdict.ambiguous
+            delay = backoff(attempt, verdict.wait)
+            left = submission.until - time.monotonic()
+            if not verdict.retry or left < delay:
+                given_up = f"; given up after {attempt} attempts" if verdict.retry else ""
+                self._report(reports.NotSubmitted(dispatch, verdict.reason + given_up))
+                return None
+            log.log(
+                logging.WARNING if attempt in (1, 5, 10) else logging.DEBUG,
+                "dispatch %s is not at Modal yet (attempt %d): %s; next attempt in %.1f s",
+                dispatch,
+                attempt,
+                verdict.reason,
+                delay,
+            )
+            progress.pausing = True
+            try:
+                await asyncio.wait_for(progress.revoked.wait(), delay)
+                return None
+            except asyncio.TimeoutError:
+                pass  # The usual case: nobody revoked it while it waited.
+            finally:
+                progress.pausing = False
+
+    def _listen(self, partition: str) -> None:
+        if partition not in self._listening:
+            self._listening.add(partition)
+            self._begin(self._collect(partition))
+
+    async def _collect(self, partition: str) -> None:
+        """Take events for ever.
+
+        Taking is not repeatable: events in an answer that gets lost are gone. Their dispatches go silent and
+        are asked about; the worker leaves every result in the state Dict as well.
+        """
+        failures = 0
+        while True:
+            try:
+                messages = await self._gateway.events(partition)
+            except Exception as error:
+                failures += 1
+                delay = backoff(failures)
+                log.log(
+                    logging.WARNING if failures == 1 else logging.DEBUG,
+                    "no completion events from Modal (%s); asking again in %.1f s",
+                    str(error) or type(error).__name__,
+                    delay,
+                )
+                await asyncio.sleep(delay)
+                continue
+            if failures:
+                log.info("completion events arrive again after %d failed attempts", failures)
+            failures = 0
+            for message in messages:
+                try:
+                    event = wire.Completion.from_wire(message)
+                except wire.WireError as error:
+                    log.error("an event in partition %s was dropped: %s", partition, error)
+                    continue
+                self._report(reports.Ended(event.dispatch, event.outcome, event.reason))
+
+    async def _learn(self, deployed: Deployed) -> None:
+        attempt = 0
+        while not deployed.known:
+            try:
+                # The Volume's interface is a blocking one.
+                await asyncio.to_thread(deployed.read_manifest)
+            except Exception as error:
+                attempt += 1
+                log.log(
+                    logging.WARNING if attempt == 1 else logging.DEBUG,
+                    "the deployment of environment %s is not known yet: %s",
+                    deployed.resources.env,
+                    str(error) or type(error).__name__,
+                )
+                await asyncio.sleep(backoff(attempt))
+
+    async def _ask(self, dispatch: str, call_id: str | None, modal: bool) -> None:
+        async with self._question_slots:
+            try:
+                for report in await answers(self._gateway, dispatch, call_id, ask_modal=modal):
+                    self._report(report)
+            except Exception as error:
+                log.warning(
+                    "no answer from Modal about dispatch %s: %s", dispatch, str(error) or type(error).__name__
+                )
+                self._report(reports.Unanswered(dispatch))
+
+    def _cancel(self, dispatch: str, call_id: str | None) -> None:
+        progress = self._progress.get(dispatch)
+        if progress is not None:
+            # Before the call it ends there; during the call it is cancelled once its id is known.
+            progress.revoked.set()
+        if progress is None or call_id is not None:
+            self._begin(self._end_call(dispatch, call_id))
+
+    async def _end_call(self, dispatch: str, call_id: str | None) -> None:
+        """Cancel a function call; if it is still there after a grace, end its container.
+
+        The second step is needed because Modal's runtime loses a cancellation that arrives while an input
+        is being started.
+        """
+        self._cancelling.add(dispatch)
+        try:
+            call_id = await self._cancelled(dispatch, call_id)
+        finally:
+            self._cancelling.discard(dispatch)
+        if call_id is None:
+            return
+        await asyncio.sleep(CANCEL_GRACE)
+        try:
+            if not (await self._gateway.state_of(call_id)).over:
+                await self._gateway.cancel(call_id, terminate=True)
+        except Exception as error:
+            log.warning(
+                "can't tell whether function call %s ended after its cancellation: %s", call_id, error
+            )
+
+    async def _cancelled(self, dispatch: str, call_id: str | None) -> str | None:
+        """Cancel a function call and return its id; None if it is not known or can't be cancelled."""
+        for attempt in range(1, CANCEL_ATTEMPTS + 1):
+            try:
+                call_id = call_id or await self._gateway.noted_call(dispatch)
+                if call_id is not None:
+                    await self._gateway.cancel(call_id)
+                return call_id
+            except Exception as error:
+                verdict = classify(error, self._gateway.resources)
+                log.warning(
+                    "function call %s of dispatch %s is not cancelled (attempt %d of %d): %s",
+                    call_id,
+                    dispatch,
+                    attempt,
+                    CANCEL_ATTEMPTS,
+                    verdict.reason,
+                )
+                if not verdict.retry:
+                    break
+                await asyncio.sleep(backoff(attempt, verdict.wait))
+        return None

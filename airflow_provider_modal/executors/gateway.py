@@ -1,0 +1,191 @@
+"""Which questions does the executor put to Modal? Every one of its calls to the SDK, each with a deadline.
+
+All methods are coroutines for the dispatcher's loop. Whatever an unreachable Modal does inside the SDK (its
+own attempts take about a minute), a call ends after ``rpc_timeout`` seconds with ``asyncio.TimeoutError``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from airflow_provider_modal import names, wire
+
+if TYPE_CHECKING:
+    import modal
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+POLL_SECONDS = 20.0
+"""How long one question for events waits on Modal's side."""
+POLL_EVENTS = 500
+"""How many events one answer may hold."""
+
+
+@dataclass(frozen=True)
+class CallState:
+    """What Modal says about a function call.
+
+    :param over: there is an outcome, or there will never be one.
+    :param completion: what the worker returned.
+    :param failure: why there is no completion although the call is over; for the user.
+    :param known: False when Modal has no such call.
+    """
+
+    over: bool
+    completion: wire.Completion | None = None
+    failure: str | None = None
+    known: bool = True
+
+
+class Gateway:
+    """The Modal objects of one environment, looked up when they are first used.
+
+    :param rpc_timeout: seconds that one call may take.
+    """
+
+    def __init__(self, resources: names.ResourceNames, rpc_timeout: float) -> None:
+        self.resources = resources
+        self._rpc_timeout = rpc_timeout
+        self._functions: dict[str, modal.Function] = {}
+        self._handles: tuple[modal.Dict, modal.Queue] | None = None
+
+    async def spawn(self, function: str, message: dict[str, Any]) -> str:
+        """Start a function call and return its id.
+
+        :raises Exception: see ``submit_errors``; after a deadline the call may have started all the same.
+        """
+        import modal
+
+        handle = self._functions.get(function)
+        if handle is None:
+            handle = self._functions[function] = modal.Function.from_name(self.resources.app, function)
+        try:
+            call = await self._in_time(handle.spawn.aio(message))
+        except Exception:
+            # A handle keeps the id that it once looked up, which a new deployment may have replaced.
+            self._functions.pop(function, None)
+            raise
+        return str(call.object_id)
+
+    async def note_call(self, dispatch: str, call_id: str) -> None:
+        """Note which call runs a dispatch, for a scheduler that finds only the dispatch in the database."""
+        state, _ = self._objects()
+        await self._in_time(state.put.aio(names.call_key(dispatch), call_id))
+
+    async def noted_call(self, dispatch: str) -> str | None:
+        """Return the id that ``note_call`` left."""
+        state, _ = self._objects()
+        found = await self._in_time(state.get.aio(names.call_key(dispatch), None))
+        return str(found) if found else None
+
+    async def result(self, dispatch: str) -> wire.Completion | None:
+        """Return what the worker left about the end of a dispatch.
+
+        :raises WireError: it is of another version.
+        """
+        state, _ = self._objects()
+        message = await self._in_time(state.get.aio(names.result_key(dispatch), None))
+        return wire.Completion.from_wire(message) if message else None
+
+    async def events(self, partition: str) -> list[Any]:
+        """Wait for events of a partition and take them; an empty list when there were none for a while."""
+        _, events = self._objects()
+        question = events.get_many.aio(POLL_EVENTS, block=True, timeout=POLL_SECONDS, partition=partition)
+        try:
+            return list(await self._in_time(question, POLL_SECONDS))
+        except queue.Empty:
+            return []
+
+    async def cancel(self, call_id: str, terminate: bool = False) -> None:
+        """Cancel a function call; with ``terminate`` its container is ended as well."""
+        import modal
+
+        call = modal.FunctionCall.from_id(call_id)
+        await self._in_time(call.cancel.aio(terminate_containers=terminate))
+
+    async def state_of(self, call_id: str) -> CallState:
+        """Ask what became of a function call."""
+        return await self._in_time(_state_of(call_id))
+
+    def _objects(self) -> tuple[modal.Dict, modal.Queue]:
+        import modal
+
+        if self._handles is None:
+            self._handles = (
+                modal.Dict.from_name(self.resources.state_dict),
+                modal.Queue.from_name(self.resources.events_queue),
+            )
+        return self._handles
+
+    async def _in_time(self, call: Awaitable[T], extra: float = 0.0) -> T:
+        return await asyncio.wait_for(call, self._rpc_timeout + extra)
+
+
+async def _state_of(call_id: str) -> CallState:
+    import modal
+    from modal import exception
+
+    call: modal.FunctionCall[Any] = modal.FunctionCall.from_id(call_id)
+    try:
+        value = await call.get.aio(timeout=0)
+    except TimeoutError as error:
+        if error.args:
+            return _failed(error)
+        # The SDK's bare TimeoutError: no output yet.
+        return CallState(over=False)
+    except exception.OutputExpiredError:
+        return CallState(
+            over=True,
+            failure=f"Modal no longer has the result of function call {call_id} (it keeps them for 7 days); "
+            "clear the task to run it again",
+        )
+    except exception.NotFoundError as error:
+        log.info("Modal does not know function call %s: %s", call_id, error)
+        return CallState(over=True, known=False)
+    except exception.InputCancellation:
+        return _cancelled(call_id)
+    except exception.FunctionTimeoutError as error:
+        return CallState(
+            over=True,
+            failure=f"Modal ended function call {call_id} at its time limit ({error}); raise the worker "
+            "profile's timeout in the configuration and run: modalflow create",
+        )
+    except exception.RemoteError as error:
+        text = str(error).strip()
+        if not text or "cancel" in text.lower() or "terminat" in text.lower():
+            return _cancelled(call_id, text)
+        return _failed(error)
+    except (exception.ConnectionError, exception.ServiceError, exception.ResourceExhaustedError):
+        raise
+    except (exception.AuthError, exception.InternalError, exception.ClientClosed, OSError):
+        raise
+    except Exception as error:
+        return _failed(error)
+    try:
+        return CallState(over=True, completion=wire.Completion.from_wire(value))
+    except wire.WireError as error:
+        return CallState(over=True, failure=str(error))
+
+
+def _cancelled(call_id: str, text: str = "") -> CallState:
+    detail = f" ({text})" if text else ""
+    return CallState(
+        over=True,
+        failure=f"function call {call_id} was cancelled in Modal{detail}; clear the task to run it again",
+    )
+
+
+def _failed(error: BaseException) -> CallState:
+    cause = ": ".join(filter(None, [type(error).__name__, str(error).strip()]))
+    return CallState(
+        over=True,
+        failure=f"the task's function call failed in Modal ({cause}); look at the App's logs there, then "
+        "clear the task",
+    )

@@ -1,0 +1,399 @@
+"""Airflow's executor contract, kept by a dispatcher in the background.
+
+What runs on the scheduler's thread here touches memory, and at most once per interval the database; never
+Modal. A **dispatch** is one transition of a task instance to ``queued``; its id is the UUID that Airflow
+assigns with that transition (3.2 and later) or one of ours. ``TaskInstance.external_executor_id`` is
+``{dispatch}/{function call id}``, or the dispatch alone where a scheduler died before the second was known.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from airflow.configuration import conf
+from airflow.executors import workloads
+from airflow.executors.base_executor import BaseExecutor
+from airflow.models.taskinstancekey import TaskInstanceKey
+from airflow.utils.state import TaskInstanceState
+
+from airflow_provider_modal import names, wire
+from airflow_provider_modal.errors import ModalflowError
+from airflow_provider_modal.executors import reports
+from airflow_provider_modal.executors.deployed import Deployed
+from airflow_provider_modal.executors.dispatcher import Dispatcher, Submission
+from airflow_provider_modal.executors.gateway import Gateway
+from airflow_provider_modal.executors.ledger import Flight, Ledger
+from airflow_provider_modal.executors.options import Options
+from airflow_provider_modal.executors.task_call import task_call
+from airflow_provider_modal.executors.task_options import check_executor_config, profile_of_queue
+
+if TYPE_CHECKING:
+    from airflow.cli.cli_config import GroupCommand
+    from airflow.executors.workloads import ExecutorWorkload
+    from airflow.models.taskinstance import TaskInstance
+    from sqlalchemy.orm import Session
+
+_LIVE = (TaskInstanceState.QUEUED, TaskInstanceState.RUNNING)
+
+
+class ModalExecutor(BaseExecutor):
+    """Runs each task as a call of a Modal function.
+
+    Safe to construct anywhere (the API server does, for logs); only ``start`` begins to talk to Modal.
+    """
+
+    supports_callbacks = False
+    supports_connection_test = False
+    supports_multi_team = False
+    supports_ad_hoc_ti_run = False
+    is_local = False
+    is_production = True
+    serve_logs = False
+    pre_assigns_external_executor_id = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.ledger = Ledger()
+        self.counters: Counter[str] = Counter()
+        """Events that led to nothing, by cause: ``foreign_events``; for tests and ``debug_dump``."""
+        self._options: Options | None = None
+        self._deployed: Deployed | None = None
+        self._dispatcher: Dispatcher | None = None
+        self._partition = ""
+        self._next_look = 0.0
+
+    # The scheduler's life cycle.
+
+    def start(self) -> None:
+        """Start the dispatcher.
+
+        :raises ConfigError: the environment or an option of section ``[modal]`` is missing or wrong.
+        """
+        self._options = Options.read(self.conf)
+        self._deployed = Deployed.find(self._options)
+        # The scheduler sets job_id before it calls start(); `dags test --use-executor` doesn't.
+        self._partition = (
+            names.SCHEDULER_PARTITION
+            if self._options.serverless
+            else names.job_partition(self.job_id if self.job_id is not None else uuid.uuid4().hex)
+        )
+        self._dispatcher = Dispatcher(
+            Gateway(self._deployed.resources, self._options.rpc_timeout), self._options
+        )
+        self._dispatcher.start()
+        if not self._deployed.known:
+            self._dispatcher.learn(self._deployed)
+
+    def end(self) -> None:
+        """Let calls that are on their way to Modal arrive, within ``[modal] end_timeout``; cancel nothing.
+
+        What became known by then is in the event buffer on return. Tasks run on; whoever schedules next
+        adopts them.
+        """
+        self._stop(self._options.end_timeout if self._options else 0.0)
+
+    def terminate(self) -> None:
+        """Stop at once; cancel nothing."""
+        self._stop(0.0)
+
+    def _stop(self, flush: float) -> None:
+        if self._dispatcher is not None:
+            self._dispatcher.stop(flush)
+            self._apply(self._dispatcher.drain())
+
+    # For a bounded scheduler.
+
+    @property
+    def in_flight_submissions(self) -> int:
+        """How many task calls and questions wait for Modal's answer."""
+        return self.ledger.waiting()
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is about to happen without the scheduler's doing: an answer of Modal is
+        awaited, or reports wait for ``sync``."""
+        return self.ledger.waiting() > 0 or (self._dispatcher is not None and self._dispatcher.has_reports)
+
+    def wait_for_event(self, timeout: float) -> bool:
+        """Sleep until ``sync`` has something to do, at most ``timeout`` seconds; return whether it has.
+
+        What a scheduler loop does instead of sleeping a fixed time.
+        """
+        if self._dispatcher is None:
+            return False
+        return self._dispatcher.wait_for_event(timeout)
+
+    # Workloads.
+
+    def queue_workload(self, workload: ExecutorWorkload, session: Session) -> None:
+        """Accept a workload, or fail it with a sentence; never raises into the scheduler's loop."""
+        if not isinstance(workload, workloads.ExecuteTask):
+            self._refuse(workload)
+            return
+        try:
+            check_executor_config(getattr(workload.ti, "executor_config", None))
+            if self._deployed is not None:
+                self._deployed.check(self._profile(workload))
+        except ModalflowError as error:
+            self.log.error("task instance %s is refused: %s", workload.ti.key, error)
+            self.fail(workload.ti.key, info=str(error))
+            return
+        super().queue_workload(workload, session)
+
+    def _refuse(self, workload: ExecutorWorkload) -> None:
+        kind = type(workload).__name__
+        reason = (
+            f"{type(self).__name__} does not run {kind} workloads yet; give the callback or connection "
+            "test to another executor"
+        )
+        self.log.error("workload %s is refused: %s", getattr(workload, "key", workload), reason)
+        key = getattr(workload, "key", None)
+        if key is not None:
+            # The scheduler marks the workload as queued after this call and reads the event later.
+            self.fail(key, info=reason)
+
+    def _process_workloads(self, workload_items: Sequence[ExecutorWorkload]) -> None:
+        assert self._deployed is not None and self._dispatcher is not None, "the executor is not started"
+        for workload in workload_items:
+            key = workload.key
+            if not self._deployed.known and self._deployed.problem is None:
+                # What the environment looks like is being read; the workload stays queued until then.
+                continue
+            self.queued_tasks.pop(key, None)
+            self.running.add(key)
+            try:
+                submission = self._submission(workload)
+            except ModalflowError as error:
+                self.fail(key, info=str(error))
+                continue
+            except Exception as error:
+                self.log.exception("no task call can be made of %s", key)
+                self.fail(key, info=f"the workload can't be sent to Modal: {type(error).__name__}: {error}")
+                continue
+            self.ledger.open(Flight(submission.call.dispatch, key, last_sign=time.time(), question=True))
+            self._dispatcher.submit(submission)
+
+    def _submission(self, workload: workloads.ExecuteTask) -> Submission:
+        assert self._options is not None and self._deployed is not None
+        profile = self._profile(workload)
+        self._deployed.check(profile)
+        call = task_call(
+            workload,
+            partition=self._partition,
+            timeout=self._deployed.timeout(profile),
+            wakes_scheduler=self._options.serverless,
+        )
+        until = time.monotonic() + self._options.submit_deadline
+        return Submission(call, names.task_function(profile), until)
+
+    def _profile(self, workload: workloads.ExecuteTask) -> str:
+        default_queue = conf.get("operators", "default_queue", fallback=names.DEFAULT_PROFILE)
+        return profile_of_queue(getattr(workload.ti, "queue", None), default_queue)
+
+    # What became of them.
+
+    def sync(self) -> None:
+        """Turn the dispatcher's reports into Airflow's events, and find the dispatches gone silent."""
+        if self._dispatcher is None:
+            return
+        # Only from the first heartbeat on: adoption comes before it, and an event that came before the
+        # adoption of its dispatch would be foreign.
+        self._dispatcher.listen(self._partition)
+        self._apply(self._dispatcher.drain())
+        self._look_for_silent()
+
+    def _apply(self, news: Sequence[reports.Report]) -> None:
+        for report in news:
+            flight = self.ledger.current(report.dispatch)
+            if flight is None:
+                if isinstance(report, reports.Ended):
+                    self.counters["foreign_events"] += 1
+                continue
+            try:
+                self._apply_one(flight, report)
+            except Exception:
+                # Such as a database that went away: the flight stays and is asked about again.
+                self.log.exception("report %s could not be processed", report)
+                flight.question = False
+
+    def _apply_one(self, flight: Flight, report: reports.Report) -> None:
+        if isinstance(report, reports.Submitted):
+            flight.call_id = report.call_id
+            flight.doubtful |= report.doubtful
+            flight.question = False
+            flight.last_sign = time.time()
+            self.change_state(
+                flight.key,
+                TaskInstanceState.QUEUED,
+                wire.external_executor_id(flight.dispatch, report.call_id),
+                remove_running=False,
+            )
+        elif isinstance(report, reports.NotSubmitted):
+            self._finish(flight, TaskInstanceState.FAILED, report.reason)
+        elif isinstance(report, reports.Ended):
+            self._ended(flight, report)
+        elif isinstance(report, reports.Unknown):
+            self._settle(flight, report.reason)
+        else:
+            flight.question = False
+            flight.last_sign = time.time()
+
+    def _ended(self, flight: Flight, report: reports.Ended) -> None:
+        if report.outcome == "done":
+            # Success of the run, whatever the task's state is: the worker's supervisor has written that.
+            self._finish(flight, TaskInstanceState.SUCCESS)
+        elif flight.doubtful and flight.key in self._fresh():
+            # The copy that lost has reported; the one that runs goes on reporting to the database.
+            flight.question = False
+            flight.last_sign = time.time()
+        elif report.outcome == "failed":
+            self._finish(flight, TaskInstanceState.FAILED, report.reason)
+        else:
+            self._settle(flight, "its function call found it taken back by Airflow")
+
+    def _settle(self, flight: Flight, why: str) -> None:
+        """Nobody runs this dispatch (any more): let the scheduler queue it again if it still waits for it."""
+        from airflow_provider_modal.executors import database
+
+        settlement = database.settle(flight.key, flight.dispatch, why)
+        self.log.info("dispatch %s of %s: %s; %s", flight.dispatch, flight.key, why, settlement)
+        if settlement == "exhausted":
+            self._finish(
+                flight,
+                TaskInstanceState.FAILED,
+                f"the task was handed to Modal {database.MOST_REQUEUES + 1} times and lost each time, the "
+                f"last time because {why}; look at the App's logs in Modal, then clear the task",
+            )
+        elif settlement == "running":
+            # Its heartbeats are watched by Airflow, which fails it when they stop and so frees the slot.
+            flight.question = False
+            flight.last_sign = time.time()
+        else:
+            self.ledger.close(flight.key)
+            self.running.discard(flight.key)
+
+    def _finish(self, flight: Flight, state: TaskInstanceState, info: str | None = None) -> None:
+        self.ledger.close(flight.key)
+        self.change_state(flight.key, state, info)
+
+    def change_state(self, key: Any, state: Any, info: Any = None, remove_running: bool = True) -> None:
+        """Note an event for the scheduler; also called by it, for tasks that it gave up."""
+        flight = self.ledger.of_key(key) if state not in _LIVE else None
+        if flight is not None and self._dispatcher is not None:
+            # Ended by somebody else (no heartbeats): what may be left of it must not go on.
+            self.ledger.close(key)
+            self._dispatcher.cancel(flight.dispatch, flight.call_id)
+        super().change_state(key, state, info, remove_running)
+
+    # Silence.
+
+    def _look_for_silent(self) -> None:
+        """Ask about flights that gave no sign for a while; one statement, at most once per interval."""
+        assert self._options is not None
+        now = time.time()
+        after = self._options.silent_after
+        if now < self._next_look or not self.ledger.silent(now, after):
+            return
+        self._next_look = now + after / 4
+        try:
+            self.ledger.touch(self._fresh(), now)
+        except Exception:
+            # Asking Modal about all of them is right as well, only more work.
+            self.log.exception("the database does not tell which tasks are alive")
+        for flight in self.ledger.silent(now, after):
+            self.counters["silent_checks"] += 1
+            self._ask(flight, modal=True)
+
+    def _fresh(self) -> set[TaskInstanceKey]:
+        from airflow_provider_modal.executors import database
+
+        assert self._options is not None
+        return database.fresh(self.job_id, self._options.silent_after)
+
+    def _ask(self, flight: Flight, *, modal: bool) -> None:
+        assert self._dispatcher is not None
+        flight.question = True
+        self._dispatcher.ask(flight.dispatch, flight.call_id, modal=modal)
+
+    # Handing over.
+
+    def try_adopt_task_instances(self, tis: Sequence[TaskInstance]) -> Sequence[TaskInstance]:
+        """Take over what a scheduler that is gone left behind; return what has no dispatch at all.
+
+        Everything with a dispatch occupies a slot at once and is asked about in the background, beginning
+        with the result that the worker may have left. Where no function call is known, the task was never
+        handed to Modal, or its scheduler died while it did that: if Airflow still has it ``queued`` it is
+        queued again under a new dispatch, and of the two, should the old one have a function call after
+        all, Airflow's compare-and-set lets one run (see ``database.settle``).
+        """
+        from airflow_provider_modal.executors import database
+
+        if self._dispatcher is None or self._options is None:
+            return tis
+        database.load_signs(tis)
+        left = []
+        now = time.time()
+        for ti in tis:
+            dispatch, call_id = wire.parse_external_executor_id(ti.external_executor_id)
+            if dispatch is None:
+                left.append(ti)
+                continue
+            self.running.add(ti.key)
+            flight = self.ledger.of_key(ti.key)
+            if flight is not None and flight.dispatch == dispatch:
+                continue
+            flight = Flight(dispatch, ti.key, last_sign=database.last_sign(ti), call_id=call_id)
+            self.ledger.open(flight)
+            if not self._options.serverless and ti.queued_by_job_id is not None:
+                self._dispatcher.listen(names.job_partition(ti.queued_by_job_id))
+            self._ask(flight, modal=now - flight.last_sign > self._options.silent_after)
+        return left
+
+    def revoke_task(self, *, ti: TaskInstance) -> None:
+        """Forget a task instance and cancel its function call, in the background; makes no event."""
+        self.queued_tasks.pop(ti.key, None)
+        self.running.discard(ti.key)
+        flight = self.ledger.close(ti.key)
+        if self._dispatcher is None:
+            return
+        if flight is not None:
+            self._dispatcher.cancel(flight.dispatch, flight.call_id)
+            return
+        dispatch, call_id = wire.parse_external_executor_id(ti.external_executor_id)
+        if dispatch is not None:
+            self._dispatcher.cancel(dispatch, call_id)
+
+    # For users.
+
+    def get_task_log(self, ti: TaskInstance, try_number: int) -> tuple[list[str], list[str]]:
+        """Return (where the log is, lines); in the API server too, where the executor is never started.
+
+        The first is never empty: Airflow would ask the task's host for the log, and containers have none.
+        """
+        _, call_id = wire.parse_external_executor_id(getattr(ti, "external_executor_id", None))
+        call = f"function call {call_id}" if call_id else "a function call whose id is not known yet"
+        return [
+            f"The task runs as {call} on Modal; its log appears here as its container writes it to the "
+            "environment's Volume, every few seconds."
+        ], []
+
+    @staticmethod
+    def get_cli_commands() -> list[GroupCommand]:
+        """Return ``airflow modalflow``, for an Airflow that asks executors and not providers (before 3.3)."""
+        from airflow_provider_modal.cli.definition import get_modalflow_cli_commands
+
+        return list(get_modalflow_cli_commands())
+
+    def debug_dump(self) -> None:
+        """Log what is on its way (the scheduler does it on SIGUSR2)."""
+        super().debug_dump()
+        self.log.info(
+            "dispatches under way (%d), counters %s\n\t%s",
+            len(self.ledger),
+            dict(self.counters),
+            "\n\t".join(map(repr, self.ledger)),
+        )

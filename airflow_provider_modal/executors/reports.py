@@ -1,0 +1,60 @@
+"""What does the dispatcher tell the executor?
+
+Reports are made on the dispatcher's thread and read on the scheduler's, in order; they are immutable.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from airflow_provider_modal.wire import Outcome
+
+
+@dataclass(frozen=True)
+class Report:
+    """Something became known about a dispatch."""
+
+    dispatch: str
+
+
+@dataclass(frozen=True)
+class Submitted(Report):
+    """Modal has the function call (also: it was found for a dispatch that came without its call's id).
+
+    :param doubtful: an earlier attempt may have started another function call of the same dispatch.
+    """
+
+    call_id: str
+    doubtful: bool = False
+
+
+@dataclass(frozen=True)
+class NotSubmitted(Report):
+    """Modal will not get this function call; ``reason`` is for the user."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Ended(Report):
+    """The function call is over; ``reason`` is set when ``outcome`` is ``failed``."""
+
+    outcome: Outcome
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Alive(Report):
+    """Asked for: there is no result, and Modal still has the call waiting or running."""
+
+
+@dataclass(frozen=True)
+class Unknown(Report):
+    """Asked for: Modal has no such call, or none was ever noted for this dispatch."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Unanswered(Report):
+    """Asked for, but Modal did not answer; to be asked again later."""

@@ -1,0 +1,101 @@
+"""A call to Modal failed: may it be repeated, and what is the user told?
+
+The one place that reads the SDK's exceptions for the executor. Repeatable is what says nothing about the
+call itself: Modal not reachable, out of capacity or rate, no answer in time.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from airflow_provider_modal import modal_errors
+from airflow_provider_modal.errors import ModalflowError
+from airflow_provider_modal.names import ResourceNames
+
+BACKOFF_FIRST = 0.5
+BACKOFF_MOST = 20.0
+"""Seconds between attempts, before jitter; doubled from the first to the most."""
+HINT_MOST = 120.0
+"""Seconds that a server's wish to be left alone may delay an attempt."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a failed call to Modal means.
+
+    :param retry: the same call may succeed later.
+    :param reason: what happened and what to do, for the user.
+    :param wait: seconds that the server asked for before the next attempt.
+    :param ambiguous: the call may have had its effect, only the answer is missing.
+    """
+
+    retry: bool
+    reason: str
+    wait: float | None = None
+    ambiguous: bool = False
+
+
+def classify(error: Exception, resources: ResourceNames) -> Verdict:
+    """Return what a failed call to Modal means for the submission of a task."""
+    from modal import exception
+
+    text = _text(error)
+    if isinstance(error, ModalflowError):
+        return Verdict(False, text)
+    if isinstance(error, exception.NotFoundError):
+        return Verdict(
+            False,
+            f"Modal has no such function ({text}): environment {resources.env!r} is not deployed, or was "
+            f"deployed by another release; run: modalflow create --env {resources.env}",
+        )
+    if isinstance(error, exception.AuthError):
+        return Verdict(
+            False, f"Modal does not accept the scheduler's token ({text}); {modal_errors.NEW_TOKEN}"
+        )
+    if isinstance(error, exception.PermissionDeniedError):
+        return Verdict(False, f"the scheduler's Modal token lacks the permission to start tasks ({text})")
+    if isinstance(error, exception.RequestSizeError | exception.SerializationError):
+        return Verdict(
+            False, f"the task call can't be sent to Modal ({text}); make the task's inputs smaller"
+        )
+    if isinstance(error, exception.ResourceExhaustedError):
+        return Verdict(True, f"Modal is at a limit of the workspace ({text})", _server_hint(error))
+    # InternalFailure and ClientClosed say that the SDK's side of a connection broke; a new attempt makes
+    # a new one. The bare Exception is what the SDK raises when a function's backlog is full.
+    if (
+        isinstance(
+            error,
+            (*modal_errors.passing_errors(), exception.InternalFailure, exception.ClientClosed, OSError),
+        )
+        or "input queue seems to be full" in text
+    ):
+        # Refused and not connected are the only failures that are sure to come before any effect.
+        ambiguous = not isinstance(error, exception.ConnectionError | ConnectionRefusedError)
+        return Verdict(True, f"Modal does not answer ({text})", _server_hint(error), ambiguous)
+    return Verdict(False, f"Modal refused the task call ({text})")
+
+
+def backoff(attempt: int, wait: float | None = None) -> float:
+    """Return how many seconds to wait after failed attempt number ``attempt`` (from 1), with jitter.
+
+    :param wait: the server's own wish; the result is never less.
+    """
+    most = min(BACKOFF_MOST, BACKOFF_FIRST * 2 ** min(attempt - 1, 16))
+    # Half fixed, half random: schedulers that lost Modal at the same moment don't return as one crowd.
+    delay = most / 2 + random.uniform(0, most / 2)
+    return max(delay, min(wait, HINT_MOST) + random.uniform(0, 1)) if wait else delay
+
+
+def _server_hint(error: Exception) -> float | None:
+    """Return ``retry_after_secs`` of the RPCRetryPolicy that Modal's server attaches to some errors."""
+    # The public property warns about its end; without it there is no hint, and the back-off decides.
+    for detail in getattr(error, "_grpc_details", None) or ():
+        seconds = getattr(detail, "retry_after_secs", None)
+        if isinstance(seconds, int | float) and seconds > 0:
+            return float(seconds)
+    return None
+
+
+def _text(error: Exception) -> str:
+    return str(error).strip() or type(error).__name__
