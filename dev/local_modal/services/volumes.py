@@ -365,6 +365,7 @@ class VolumeService(Service):
         return web.Response(body=data, headers={"Repr-Digest": f"sha-256=:{digest}:"})
 
     async def _drop(self, record: Record) -> None:
+        await self.mounted.forget(record.object_id)
         await asyncio.to_thread(self.files.delete, record.object_id)
 
 

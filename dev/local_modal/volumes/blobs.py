@@ -158,9 +158,8 @@ class BlobStore:
             try:
                 if not self._clone(source, target):
                     _copy_all(source, target)
-                os.fchmod(
-                    target, mode
-                )  # after the content: open() would apply our umask, and write() clears set-uid bits
+                # After the content: open() would apply our umask, and write() clears set-uid bits.
+                os.fchmod(target, mode)
                 os.utime(target, ns=(mtime_ns, mtime_ns))
                 return os.fstat(target)
             finally:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from local_modal.volumes import openfiles
@@ -62,8 +62,8 @@ class View:
 
     def __init__(self, store: VolumeStore, bound: BoundView, sub_path: str = "") -> None:
         self.bound = bound
+        self.sub_path = sub_path
         self._store = store
-        self._sub_path = sub_path
         self._root = os.path.realpath(bound.host_path)
         self._base: Manifest = {}
         """What the view holds as far as is known: the version that was last copied, with our own commits."""
@@ -77,16 +77,30 @@ class View:
             NotADirectoryInVolume: `sub_path` is a file. Where there is nothing it is created, as on Modal.
         """
         os.makedirs(self._root, mode=0o755)
-        manifest = self._store.head(self.bound.volume_id).manifest
-        if self._sub_path:
-            self._check_sub_path(manifest)
-            if self._sub_path not in manifest:
-                made = Changes({self._sub_path: directory(_filesystem_time(self._root))})
-                manifest = self._store.commit(self.bound.volume_id, made).manifest
-        self._base = subtree(manifest, self._sub_path)
-        for path in sorted(self._base):
-            self._write(path, self._base[path])
-        self._forget_recent(_filesystem_time(self._root))
+        self._sync(self._current(create=True))
+
+    def renew(self, bound: BoundView) -> None:
+        """Make the view that a container has left one for another container, as if it had just been opened.
+
+        Only for when no process uses it any more. What was never committed, and whatever else doesn't look
+        exactly as this class left it, is thrown away.
+
+        Raises:
+            NotADirectoryInVolume: as for `open`.
+            OSError: the last container has left it in a state that can't be cleared; it is not to be used.
+        """
+        self.move(bound.host_path)
+        self.bound = bound
+        os.chmod(self._root, 0o755)
+        self._base = self._clear_unknown()
+        self._sync(self._current(create=True))
+
+    def move(self, host_path: Path) -> None:
+        """Put the view somewhere else on the same file system."""
+        os.makedirs(host_path.parent, exist_ok=True)
+        os.rename(self._root, host_path)
+        self.bound = replace(self.bound, host_path=host_path)
+        self._root = os.path.realpath(host_path)
 
     def commit(self, pids: Iterable[int]) -> None:
         """Publish what has changed since the last commit; a read-only mount has nothing to publish.
@@ -98,7 +112,7 @@ class View:
             return
         changes = self._changes(openfiles.written_through_memory(pids, self._roots()))
         if changes:
-            self._store.commit(self.bound.volume_id, changes.below(self._sub_path))
+            self._store.commit(self.bound.volume_id, changes.below(self.sub_path))
             self._base = apply(self._base, changes)
 
     def reload(self, pids: Iterable[int]) -> None:
@@ -113,27 +127,29 @@ class View:
         if use is not None:
             raise OpenFiles(f"{OPEN_FILES_MESSAGE}: {use}")
         self.commit(pids)
-        target = subtree(self._store.head(self.bound.volume_id).manifest, self._sub_path)
-        changes = difference(self._base, target)
-        for path in sorted(changes.deletes, reverse=True):
-            self._remove(path)
-        for path in sorted(changes.puts):
-            self._clear_the_way(path, changes.puts[path])
-            self._write(path, changes.puts[path])
-        self._base = target
-        if changes:
-            self._forget_recent(_filesystem_time(self._root))
+        self._sync(self._current())
+
+    def is_in_use(self, pids: Iterable[int]) -> bool:
+        """Whether one of the processes, of the server's own mount namespace, uses something below the
+        view."""
+        return openfiles.find_use(pids, [self._root]) is not None
 
     def close(self) -> None:
         """Remove the copy; what wasn't committed is lost."""
         shutil.rmtree(self._root, ignore_errors=True)
 
-    def _check_sub_path(self, manifest: Manifest) -> None:
-        for path in (*parents(self._sub_path), self._sub_path):
-            if path in manifest and manifest[path].kind != DIRECTORY:
-                raise NotADirectoryInVolume(
-                    f"/{path} is not a directory, so /{self._sub_path} can't be mounted"
-                )
+    def _current(self, create: bool = False) -> dict[str, Entry]:
+        manifest = self._store.head(self.bound.volume_id).manifest
+        if self.sub_path and create:
+            for path in (*parents(self.sub_path), self.sub_path):
+                if path in manifest and manifest[path].kind != DIRECTORY:
+                    raise NotADirectoryInVolume(
+                        f"/{path} is not a directory, so /{self.sub_path} can't be mounted"
+                    )
+            if self.sub_path not in manifest:
+                made = Changes({self.sub_path: directory(_filesystem_time(self._root))})
+                manifest = self._store.commit(self.bound.volume_id, made).manifest
+        return subtree(manifest, self.sub_path)
 
     def _roots(self) -> list[str]:
         # In the container's mount namespace the view is at the mount path, without namespaces at its own.
@@ -142,53 +158,69 @@ class View:
 
     # Looking.
 
-    def _changes(self, always_read: set[str]) -> Changes:
-        now = _filesystem_time(self._root)
-        puts: dict[str, Entry] = {}
-        found: set[str] = set()
+    def _walk(self) -> Iterator[tuple[str, os.DirEntry[str], os.stat_result]]:
+        """Everything in the view, a directory before what is in it; what vanishes while we look is left
+        out."""
         pending = [""]
         while pending:
             below = pending.pop()
             try:
-                with os.scandir(f"{self._root}/{below}") as children:
-                    entries = list(children)
-            except FileNotFoundError:  # removed while we look
+                with os.scandir(f"{self._root}/{below}") as directory_entries:
+                    children = list(directory_entries)
+            except FileNotFoundError:
                 continue
-            for child in entries:
+            for child in children:
                 path = f"{below}/{child.name}" if below else child.name
                 try:
                     status = child.stat(follow_symlinks=False)
-                    entry = self._look(path, child.path, status, always_read)
                 except FileNotFoundError:
                     continue
+                if stat.S_ISDIR(status.st_mode):
+                    pending.append(path)
+                yield path, child, status
+
+    def _known(self, path: str, status: os.stat_result) -> Entry | None:
+        """The entry of a file that hasn't changed since its content was known."""
+        seen = self._seen.get(path)
+        return seen[1] if seen is not None and seen[0] == _looks(status) else None
+
+    def _changes(self, always_read: set[str]) -> Changes:
+        now = _filesystem_time(self._root)
+        base = self._base
+        puts: dict[str, Entry] = {}
+        found: set[str] = set()
+        for path, child, status in self._walk():
+            entry = self._known(path, status)
+            if entry is None or path in always_read:
+                entry = self._read(path, child.path, status)
                 if entry is None:
                     continue
-                found.add(path)
-                if entry.kind == DIRECTORY:
-                    pending.append(path)
-                if not entry.same_as(self._base.get(path)):
-                    puts[path] = entry
+            found.add(path)
+            before = base.get(path)
+            if entry is not before and not entry.same_as(before):
+                puts[path] = entry
         self._forget_recent(now)
-        deletes = [path for path in self._base if path not in found]
+        for path in always_read:  # written to without a trace, now or later
+            self._seen.pop(path, None)
+        deletes = [path for path in base if path not in found]
         for path in deletes:
             self._seen.pop(path, None)
         return Changes(puts, deletes)
 
-    def _look(self, path: str, location: str, status: os.stat_result, always_read: set[str]) -> Entry | None:
+    def _read(self, path: str, location: str, status: os.stat_result) -> Entry | None:
         mode = status.st_mode
-        if stat.S_ISREG(mode):
-            looks = _looks(status)
-            known = self._seen.get(path)
-            if known is not None and known[0] == looks and path not in always_read:
-                return known[1]
-            sha256, size = self._store.blobs.put_file(location)
-            entry = file(sha256, size, mode, status.st_mtime_ns)
-            self._seen[path] = (looks, entry)
-            return entry
-        if stat.S_ISDIR(mode):
-            return directory(status.st_mtime_ns, stat.S_IMODE(mode))
-        if stat.S_ISLNK(mode):
-            return Entry(SYMLINK, 0o777, status.st_mtime_ns, target=os.readlink(location))
+        try:
+            if stat.S_ISREG(mode):
+                sha256, size = self._store.blobs.put_file(location)
+                entry = file(sha256, size, mode, status.st_mtime_ns)
+                self._seen[path] = (_looks(status), entry)
+                return entry
+            if stat.S_ISDIR(mode):
+                return directory(status.st_mtime_ns, stat.S_IMODE(mode))
+            if stat.S_ISLNK(mode):
+                return Entry(SYMLINK, 0o777, status.st_mtime_ns, target=os.readlink(location))
+        except FileNotFoundError:
+            pass  # removed while we look
         return None  # sockets, pipes and devices can't be kept
 
     def _forget_recent(self, now: int) -> None:
@@ -198,8 +230,35 @@ class View:
 
     # Changing.
 
+    def _sync(self, target: dict[str, Entry]) -> None:
+        changes = difference(self._base, target)
+        for path in sorted(changes.deletes, reverse=True):
+            self._remove(path)
+        for path in sorted(changes.puts):  # a directory before what is in it
+            self._write(path, changes.puts[path])
+        self._base = target
+        if changes:
+            self._forget_recent(_filesystem_time(self._root))
+
+    def _clear_unknown(self) -> Mapping[str, Entry]:
+        intact: dict[str, Entry] = {}
+        unknown: list[str] = []
+        for path, _, status in self._walk():
+            entry = self._known(path, status)
+            if entry is None and stat.S_ISDIR(status.st_mode):
+                entry = directory(status.st_mtime_ns, stat.S_IMODE(status.st_mode))
+            if entry is None:
+                unknown.append(path)
+            else:
+                intact[path] = entry
+        for path in unknown:
+            self._remove(path)
+        self._seen = {path: seen for path, seen in self._seen.items() if path in intact}
+        return intact
+
     def _write(self, path: str, entry: Entry) -> None:
         location = f"{self._root}/{path}"
+        self._make_room(location, entry)
         if entry.kind == FILE:
             status = self._store.blobs.copy_to(entry.sha256, location, entry.mode, entry.mtime_ns)
             self._seen[path] = (_looks(status), entry)
@@ -209,13 +268,15 @@ class View:
             os.makedirs(location, exist_ok=True)
             os.chmod(location, entry.mode)
 
-    def _clear_the_way(self, path: str, entry: Entry) -> None:
-        location = f"{self._root}/{path}"
-        if os.path.isdir(location) and not os.path.islink(location):
-            if entry.kind != DIRECTORY:
-                shutil.rmtree(location)
-        elif os.path.lexists(location):
+    def _make_room(self, location: str, entry: Entry) -> None:
+        try:
+            existing = os.lstat(location)
+        except FileNotFoundError:
+            return
+        if not stat.S_ISDIR(existing.st_mode):
             os.unlink(location)
+        elif entry.kind != DIRECTORY:
+            shutil.rmtree(location)
 
     def _remove(self, path: str) -> None:
         self._seen.pop(path, None)
