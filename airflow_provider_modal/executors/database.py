@@ -7,13 +7,12 @@ the scheduler's thread, a few milliseconds each; the session is committed or rol
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Literal
 
 from airflow.models.log import Log
 from airflow.models.taskinstance import TaskInstance
 from airflow.models.taskinstancekey import TaskInstanceKey
-from airflow.utils import timezone
 from airflow.utils.session import create_session
 from airflow.utils.state import TaskInstanceState
 from sqlalchemy import func, select, update
@@ -37,7 +36,7 @@ the dispatch is not the task instance's any more, or the task instance is in a s
 
 def fresh(job_id: int | str | None, seconds: float) -> set[TaskInstanceKey]:
     """Return the running task instances of a scheduler with a heartbeat within the last ``seconds``."""
-    since = timezone.utcnow() - timedelta(seconds=seconds)
+    since = datetime.now(timezone.utc) - timedelta(seconds=seconds)
     statement = select(
         TaskInstance.dag_id,
         TaskInstance.task_id,
@@ -89,7 +88,7 @@ def settle(key: TaskInstanceKey, dispatch: str, why: str) -> Settlement:
                 queued_dttm=None,
                 queued_by_job_id=None,
                 external_executor_id=None,
-                scheduled_dttm=timezone.utcnow(),
+                scheduled_dttm=datetime.now(timezone.utc),
             )
             .execution_options(synchronize_session=False)
         )

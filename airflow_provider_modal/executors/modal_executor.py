@@ -81,12 +81,13 @@ class ModalExecutor(BaseExecutor):
             if self._options.serverless
             else names.job_partition(self.job_id if self.job_id is not None else uuid.uuid4().hex)
         )
-        self._dispatcher = Dispatcher(
-            Gateway(self._deployed.resources, self._options.rpc_timeout), self._options
-        )
+        self._dispatcher = self._make_dispatcher(self._deployed, self._options)
         self._dispatcher.start()
         if not self._deployed.known:
             self._dispatcher.learn(self._deployed)
+
+    def _make_dispatcher(self, deployed: Deployed, options: Options) -> Dispatcher:
+        return Dispatcher(Gateway(deployed.resources, options.rpc_timeout), options)
 
     def end(self) -> None:
         """Let calls that are on their way to Modal arrive, within ``[modal] end_timeout``; cancel nothing.

@@ -1,0 +1,435 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import uuid
+from datetime import datetime, timezone
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.executors import workloads
+from airflow.executors.workloads import ExecuteCallback, ExecuteTask
+from airflow.executors.workloads.base import BundleInfo
+from airflow.executors.workloads.callback import CallbackDTO, CallbackFetchMethod
+from airflow.executors.workloads.task import TaskInstanceDTO
+from airflow.models.taskinstancekey import TaskInstanceKey
+from airflow.utils.state import CallbackState, TaskInstanceState
+
+from airflow_provider_modal import config, names, wire
+from airflow_provider_modal.errors import ConfigError
+from airflow_provider_modal.executors import ModalExecutor, reports
+from airflow_provider_modal.executors.deployed import Deployed
+from airflow_provider_modal.executors.dispatcher import Dispatcher, Submission
+from airflow_provider_modal.executors.options import Options
+
+DATABASE = "postgresql://u:p@host/db"
+SILENT_AFTER = 60.0
+
+
+class RecordedDispatcher(Dispatcher):
+    """Takes orders like the real one and carries none out; tests make the reports."""
+
+    def __init__(self) -> None:
+        super().__init__(SimpleNamespace(), Options())  # type: ignore[arg-type]
+        self.orders: list[tuple[Any, ...]] = []
+
+    def start(self) -> None:
+        self.orders.append(("start",))
+
+    def learn(self, deployed: Deployed) -> None:
+        self.orders.append(("learn",))
+
+    def listen(self, partition: str) -> None:
+        self.orders.append(("listen", partition))
+
+    def submit(self, submission: Submission) -> None:
+        self.orders.append(("submit", submission))
+
+    def ask(self, dispatch: str, call_id: str | None, *, modal: bool) -> None:
+        self.orders.append(("ask", dispatch, call_id, modal))
+
+    def cancel(self, dispatch: str, call_id: str | None) -> None:
+        self.orders.append(("cancel", dispatch, call_id))
+
+    def of_kind(self, kind: str) -> list[Any]:
+        return [order[1:] for order in self.orders if order[0] == kind]
+
+    def says(self, *news: reports.Report) -> None:
+        for report in news:
+            self._report(report)
+
+
+class Executor(ModalExecutor):
+    def _make_dispatcher(self, deployed: Deployed, options: Options) -> Dispatcher:
+        return RecordedDispatcher()
+
+    @property
+    def dispatcher(self) -> RecordedDispatcher:
+        assert isinstance(self._dispatcher, RecordedDispatcher)
+        return self._dispatcher
+
+
+@pytest.fixture
+def settings(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    data = {"database": {"connection_string": DATABASE}, "workers": {"gpu": {"gpu": "A10G", "timeout": 7200}}}
+    deployed = config.parse(data, source="config.yaml", environ={})
+    monkeypatch.setenv("MODALFLOW_SETTINGS", json.dumps(deployed.to_settings()))
+    monkeypatch.setenv("AIRFLOW__MODAL__ENVIRONMENT", "prod")
+    monkeypatch.setenv("AIRFLOW__MODAL__SERVERLESS", "True")
+    monkeypatch.setenv("AIRFLOW__MODAL__SILENT_AFTER", str(SILENT_AFTER))
+    return monkeypatch
+
+
+@pytest.fixture
+def executor(settings: pytest.MonkeyPatch) -> Executor:
+    executor = Executor(parallelism=4)
+    executor.job_id = 7
+    executor.start()
+    return executor
+
+
+def workload(task_id: str = "t", **ti: Any) -> ExecuteTask:
+    values: dict[str, Any] = {
+        "id": uuid.uuid4(),
+        "dag_id": "d",
+        "task_id": task_id,
+        "run_id": "r",
+        "try_number": 1,
+        "dag_version_id": uuid.uuid4(),
+        "pool_slots": 1,
+        "priority_weight": 1,
+        "external_executor_id": str(uuid.uuid4()),
+        **ti,
+    }
+    return ExecuteTask(
+        ti=TaskInstanceDTO(**values),
+        dag_rel_path=Path("dag.py"),
+        bundle_info=BundleInfo(name="modal-volume", version="abc"),
+        log_path="dag_id=d/attempt=1.log",
+        token="secret-token",
+    )
+
+
+def key(task_id: str = "t", try_number: int = 1) -> TaskInstanceKey:
+    return TaskInstanceKey("d", task_id, "r", try_number, -1)
+
+
+def queued(executor: Executor, *items: ExecuteTask) -> list[Submission]:
+    before = len(executor.dispatcher.of_kind("submit"))
+    for item in items:
+        executor.queue_workload(item, session=None)  # type: ignore[arg-type]
+    executor.heartbeat()
+    return [order[0] for order in executor.dispatcher.of_kind("submit")[before:]]
+
+
+def ended(dispatch: str, outcome: wire.Outcome = "done", reason: str | None = None) -> reports.Ended:
+    return reports.Ended(dispatch, outcome, reason)
+
+
+def test_a_task_becomes_a_task_call_that_the_worker_can_read_back(executor: Executor) -> None:
+    item = workload()
+    [submission] = queued(executor, item)
+    call = wire.TaskCall.from_wire(submission.call.to_wire())
+    assert submission.function == names.EXECUTE_TASK
+    assert call.dispatch == item.ti.external_executor_id
+    assert call.key == wire.TaskKey("d", "t", "r", 1)
+    assert (call.kind, call.partition, call.wakes_scheduler) == ("task", "scheduler", True)
+    assert (call.timeout, call.log_path) == (3600, "dag_id=d/attempt=1.log")
+    rebuilt = ExecuteTask.model_validate_json(call.workload)
+    assert (rebuilt.ti.id, rebuilt.token, rebuilt.bundle_info.version) == (item.ti.id, "secret-token", "abc")
+    assert "secret-token" not in repr(call)
+    assert executor.running == {key()} and not executor.queued_tasks
+    assert executor.in_flight_submissions == 1 and executor.busy
+
+
+def test_without_a_fresh_id_of_airflow_the_dispatch_gets_one(executor: Executor) -> None:
+    items = [workload("a", external_executor_id=None), workload("b", external_executor_id="old/fc-1")]
+    dispatches = [submission.call.dispatch for submission in queued(executor, *items)]
+    assert len({uuid.UUID(dispatch) for dispatch in dispatches}) == 2
+
+
+def test_a_queue_chooses_the_worker_profile(executor: Executor) -> None:
+    [gpu] = queued(executor, workload(queue="gpu"))
+    assert (gpu.function, gpu.call.timeout) == ("execute_task_gpu", 7200)
+
+
+def test_airflows_default_queue_is_the_default_profile(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW__OPERATORS__DEFAULT_QUEUE", "celery")
+    [submission] = queued(executor, workload(queue="celery"))
+    assert submission.function == names.EXECUTE_TASK
+
+
+@pytest.mark.parametrize(
+    ("ti", "told"),
+    [
+        ({"executor_config": {"modal": {"gpu": "H100"}}}, ["'gpu'", "not available yet", "queue"]),
+        ({"executor_config": {"modal": {"cpu": 1, "x": 2}}}, ["'cpu', 'x'"]),
+        ({"executor_config": {"modal": "gpu"}}, ["must be a dict", "str"]),
+        ({"queue": "gqu"}, ["queue 'gqu'", "did you mean 'gpu'", "default, gpu"]),
+        ({"queue": "nothing-like-it"}, ["known are: default, gpu", "modalflow create"]),
+    ],
+)
+def test_what_a_task_cannot_have_fails_that_task_with_a_sentence(
+    executor: Executor, ti: dict[str, Any], told: list[str]
+) -> None:
+    assert queued(executor, workload(**ti)) == []
+    state, reason = executor.get_event_buffer()[key()]
+    assert state == TaskInstanceState.FAILED
+    assert all(part in reason for part in told), reason
+    assert executor.slots_occupied == 0
+
+
+@pytest.mark.parametrize("executor_config", [None, {}, {"modal": {}}, {"modal": None}, {"pod_override": 1}])
+def test_what_others_need_in_executor_config_is_not_ours_to_judge(
+    executor: Executor, executor_config: dict[str, Any] | None
+) -> None:
+    assert len(queued(executor, workload(executor_config=executor_config))) == 1
+
+
+def test_a_callback_is_refused_without_an_exception(executor: Executor) -> None:
+    callback = ExecuteCallback(
+        callback=CallbackDTO(id=str(uuid.uuid4()), fetch_method=CallbackFetchMethod.IMPORT_PATH, data={}),
+        dag_rel_path=Path("dag.py"),
+        bundle_info=BundleInfo(name="b"),
+        log_path=None,
+        token="",
+    )
+    executor.queue_workload(callback, session=None)  # type: ignore[arg-type]
+    executor.heartbeat()
+    state, reason = executor.get_event_buffer()[callback.key]
+    assert state == CallbackState.FAILED and "ExecuteCallback" in reason
+    assert executor.slots_occupied == 0
+
+
+def test_a_connection_test_is_refused_without_an_exception(executor: Executor) -> None:
+    test = workloads.TestConnection.make(
+        connection_test_id=uuid.uuid4(), connection_id="c", timeout=1, queue=None
+    )
+    executor.queue_workload(test, session=None)  # type: ignore[arg-type]
+    executor.heartbeat()
+    assert executor.slots_occupied == 0
+
+
+def test_the_call_id_is_told_once_modal_has_it(executor: Executor) -> None:
+    [submission] = queued(executor, workload())
+    dispatch = submission.call.dispatch
+    executor.dispatcher.says(reports.Submitted(dispatch, "fc-1"))
+    assert executor.wait_for_event(0)
+    executor.sync()
+    assert executor.get_event_buffer() == {key(): (TaskInstanceState.QUEUED, f"{dispatch}/fc-1")}
+    assert executor.running == {key()}
+    assert not executor.busy and not executor.wait_for_event(0)
+
+
+def test_no_live_event_is_made_without_an_id(executor: Executor) -> None:
+    queued(executor, workload())
+    assert executor.get_event_buffer() == {}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "reason", "event"),
+    [
+        ("done", None, (TaskInstanceState.SUCCESS, None)),
+        ("failed", "out of memory", (TaskInstanceState.FAILED, "out of memory")),
+    ],
+)
+def test_an_end_frees_the_slot_and_is_told(
+    executor: Executor, outcome: wire.Outcome, reason: str | None, event: tuple[Any, Any]
+) -> None:
+    [submission] = queued(executor, workload())
+    executor.dispatcher.says(ended(submission.call.dispatch, outcome, reason))
+    executor.sync()
+    assert executor.get_event_buffer() == {key(): event}
+    assert (executor.slots_occupied, len(executor.ledger)) == (0, 0)
+    # Ends that Airflow is told by us must not cancel what is over.
+    assert executor.dispatcher.of_kind("cancel") == []
+
+
+def test_final_submit_errors_fail_the_task(executor: Executor) -> None:
+    [submission] = queued(executor, workload())
+    executor.dispatcher.says(reports.NotSubmitted(submission.call.dispatch, "not deployed"))
+    executor.sync()
+    assert executor.get_event_buffer() == {key(): (TaskInstanceState.FAILED, "not deployed")}
+    assert executor.slots_occupied == 0
+
+
+def test_events_of_other_dispatches_are_dropped_and_counted(executor: Executor) -> None:
+    [submission] = queued(executor, workload())
+    executor.dispatcher.says(ended("somebody-else"))
+    executor.sync()
+    assert executor.get_event_buffer() == {}
+    assert executor.counters["foreign_events"] == 1
+    executor.dispatcher.says(
+        ended(submission.call.dispatch), ended(submission.call.dispatch, "failed", "late")
+    )
+    executor.sync()
+    assert executor.get_event_buffer() == {key(): (TaskInstanceState.SUCCESS, None)}
+    assert executor.counters["foreign_events"] == 2
+
+
+def test_a_second_dispatch_of_the_same_try_outlives_the_end_of_the_first(executor: Executor) -> None:
+    # A deferred task comes back under the same key, possibly before the end of its first half is heard of.
+    [first] = queued(executor, workload())
+    [second] = queued(executor, workload())
+    executor.dispatcher.says(ended(first.call.dispatch))
+    executor.sync()
+    assert executor.get_event_buffer() == {}
+    assert executor.running == {key()}
+    executor.dispatcher.says(ended(second.call.dispatch))
+    executor.sync()
+    assert executor.slots_occupied == 0
+    assert list(executor.get_event_buffer()) == [key()]
+
+
+def test_parallelism_holds_and_the_rest_waits(executor: Executor) -> None:
+    submissions = queued(executor, *(workload(f"t{n}") for n in range(6)))
+    assert (len(submissions), len(executor.queued_tasks), executor.slots_available) == (4, 2, -2)
+    executor.dispatcher.says(*(ended(submission.call.dispatch) for submission in submissions))
+    executor.sync()
+    assert len(queued(executor)) == 2
+
+
+def test_a_revoked_task_is_forgotten_and_cancelled_without_an_event(executor: Executor) -> None:
+    [submission] = queued(executor, workload())
+    dispatch = submission.call.dispatch
+    executor.dispatcher.says(reports.Submitted(dispatch, "fc-1"))
+    executor.sync()
+    executor.get_event_buffer()
+    executor.revoke_task(ti=task_instance(external_executor_id=f"{dispatch}/fc-1"))
+    executor.dispatcher.says(ended(dispatch, "failed", "cancelled"))
+    executor.sync()
+    assert executor.dispatcher.of_kind("cancel") == [(dispatch, "fc-1")]
+    assert executor.get_event_buffer() == {}
+    assert executor.slots_occupied == 0
+
+
+def test_a_revoked_task_that_is_not_under_way_is_cancelled_by_its_id(executor: Executor) -> None:
+    executor.revoke_task(ti=task_instance(external_executor_id="d1/fc-9"))
+    assert executor.dispatcher.of_kind("cancel") == [("d1", "fc-9")]
+
+
+def test_a_task_that_the_scheduler_gave_up_is_cancelled(executor: Executor) -> None:
+    [submission] = queued(executor, workload())
+    executor.change_state(key(), TaskInstanceState.FAILED)  # as for a missing heartbeat
+    assert executor.dispatcher.of_kind("cancel") == [(submission.call.dispatch, None)]
+    assert (executor.slots_occupied, len(executor.ledger)) == (0, 0)
+
+
+def task_instance(task_id: str = "t", **values: Any) -> Any:
+    """The part of a TaskInstance row that the executor reads."""
+    fields = {
+        "key": key(task_id),
+        "external_executor_id": None,
+        "last_heartbeat_at": None,
+        "queued_dttm": None,
+        "queued_by_job_id": 3,
+        **values,
+    }
+    return SimpleNamespace(**fields)
+
+
+@pytest.fixture
+def no_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The rows of these tests are not in a database; tests with real rows are among the integration tests.
+    monkeypatch.setattr("airflow_provider_modal.executors.database.object_session", lambda ti: None)
+
+
+@pytest.mark.usefixtures("no_session")
+def test_adoption_takes_what_has_a_dispatch_and_asks_about_it(executor: Executor) -> None:
+    fresh = task_instance(
+        "fresh", external_executor_id="d1/fc-1", last_heartbeat_at=datetime.now(timezone.utc)
+    )
+    stale = task_instance("stale", external_executor_id="d2/fc-2")
+    bare = task_instance("bare", external_executor_id="d3", queued_dttm=datetime.now(timezone.utc))
+    nothing = task_instance("nothing")
+    assert executor.try_adopt_task_instances([fresh, stale, bare, nothing]) == [nothing]
+    assert executor.running == {key("fresh"), key("stale"), key("bare")}
+    assert executor.dispatcher.of_kind("ask") == [
+        ("d1", "fc-1", False),
+        ("d2", "fc-2", True),
+        ("d3", None, False),
+    ]
+    assert executor.dispatcher.of_kind("listen") == []
+    executor.dispatcher.says(
+        reports.Alive("d1"), ended("d2"), reports.Submitted("d3", "fc-3"), reports.Alive("d3")
+    )
+    executor.sync()
+    assert executor.get_event_buffer() == {
+        key("stale"): (TaskInstanceState.SUCCESS, None),
+        key("bare"): (TaskInstanceState.QUEUED, "d3/fc-3"),
+    }
+    assert executor.running == {key("fresh"), key("bare")}
+    assert not executor.busy
+
+
+@pytest.mark.usefixtures("no_session")
+def test_elsewhere_the_former_schedulers_partition_is_drained_too(settings: pytest.MonkeyPatch) -> None:
+    settings.setenv("AIRFLOW__MODAL__SERVERLESS", "False")
+    executor = Executor(parallelism=4)
+    executor.job_id = 8
+    executor.start()
+    executor.try_adopt_task_instances([task_instance(external_executor_id="d1/fc-1", queued_by_job_id=3)])
+    executor.sync()
+    assert executor.dispatcher.of_kind("listen") == [("job-3",), ("job-8",)]
+
+
+def test_elsewhere_workloads_wait_until_the_deployment_is_known(settings: pytest.MonkeyPatch) -> None:
+    settings.delenv("MODALFLOW_SETTINGS")
+    executor = Executor(parallelism=4)
+    executor.start()
+    assert executor.dispatcher.of_kind("learn") == [()]
+    assert queued(executor, workload()) == []
+    assert len(executor.queued_tasks) == 1 and not executor.running
+    assert executor._deployed is not None
+    executor._deployed._learn(config.EnvironmentConfig(connection_string=""))
+    assert len(queued(executor)) == 1
+
+
+def test_where_nothing_is_deployed_tasks_fail_with_that_reason(settings: pytest.MonkeyPatch) -> None:
+    settings.delenv("MODALFLOW_SETTINGS")
+    executor = Executor(parallelism=4)
+    executor.start()
+    queued(executor, workload())
+    assert executor._deployed is not None
+    executor._deployed.problem = "run modalflow create"
+    queued(executor, workload("later"))
+    assert executor.get_event_buffer() == {
+        key(): (TaskInstanceState.FAILED, "run modalflow create"),
+        key("later"): (TaskInstanceState.FAILED, "run modalflow create"),
+    }
+    assert executor.slots_occupied == 0
+
+
+def test_without_an_environment_it_does_not_start(settings: pytest.MonkeyPatch) -> None:
+    settings.delenv("AIRFLOW__MODAL__ENVIRONMENT")
+    with pytest.raises(ConfigError, match=r"\[modal\] environment is not set"):
+        Executor(parallelism=4).start()
+
+
+def test_the_log_of_a_running_task_has_a_source_on_an_executor_that_was_never_started() -> None:
+    executor = ModalExecutor(parallelism=1)
+    for external_id, told in [("d1/fc-1", "fc-1"), ("d1", "not known yet"), (None, "not known yet")]:
+        messages, lines = executor.get_task_log(task_instance(external_executor_id=external_id), 1)
+        assert told in messages[0]
+        assert lines == []
+
+
+def test_ending_an_executor_that_was_never_started_does_nothing() -> None:
+    executor = ModalExecutor(parallelism=1)
+    executor.end()
+    executor.terminate()
+    executor.sync()
+    assert not executor.busy and executor.in_flight_submissions == 0
+
+
+def test_loading_the_executor_does_not_load_modal() -> None:
+    code = (
+        "import sys, airflow_provider_modal.executors as e; assert 'airflow' not in sys.modules;"
+        "e.ModalExecutor; assert 'modal' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
