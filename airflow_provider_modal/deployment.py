@@ -106,7 +106,8 @@ def describe(config: EnvironmentConfig, env: str) -> Manifest:
             )
             for name, profile in config.workers.items()
         },
-        settings=config.to_settings(),
+        # As it will be read back: lists where the configuration has tuples.
+        settings=json.loads(json.dumps(config.to_settings())),
         airflow_options=tuple(sorted(config.airflow)),
         deployed_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )

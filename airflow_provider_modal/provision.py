@@ -169,8 +169,8 @@ def _checked_app(config: EnvironmentConfig, env: str) -> modal.App:
                 length = 0
             if length != 32:
                 raise ConfigError(
-                    "keys.fernet_key is not a Fernet key (32 bytes, URL-safe base64); leave it out to have one "
-                    "made, or make one: openssl rand -base64 32 | tr '+/' '-_'"
+                    "keys.fernet_key is not a Fernet key (32 bytes, URL-safe base64); leave it out to get "
+                    "one, or make one: openssl rand -base64 32 | tr '+/' '-_'"
                 )
     return build_app(config, env)
 
