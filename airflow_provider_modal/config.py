@@ -26,6 +26,7 @@ MAX_TASK_SECONDS = 24 * 3600 - 60
 """Modal ends a function call after 24 hours; the worker needs 60 s of it to stop a task itself."""
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 _AIRFLOW_OPTION = re.compile(r"[a-z0-9_]+(\.[a-z0-9_-]+)+")
 
 _OWNED_OPTIONS = {
@@ -38,6 +39,10 @@ _OWNED_OPTIONS = {
     "database.sql_alchemy_conn": "set database.connection_string",
     "database.sql_alchemy_conn_async": "set database.connection_string",
     "api_auth.jwt_secret": "it is made by create",
+    "api.secret_key": "it is made by create",
+    "webserver.secret_key": "it is made by create",
+    "modal.environment": "it is the name given to create",
+    "modal.serverless": "it is True in an environment's own containers",
     "logging.logging_config_class": "logs are kept on the environment's Volume",
     "logging.base_log_folder": "logs are kept on the environment's Volume",
     "dag_processor.dag_bundle_config_list": "DAGs live on the environment's Volume",
@@ -149,14 +154,16 @@ def load(path: Path, environ: Mapping[str, str] | None = None) -> EnvironmentCon
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigError(f"configuration file {path} can't be read: {reason}") from None
     try:
-        data = yaml.safe_load(text)
+        data = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        # Not the exception's own text: it quotes the line, which may hold a password.
-        raise ConfigError(
-            f"{path} is not valid YAML{where}: {getattr(error, 'problem', 'it cannot be parsed')}"
-        ) from None
+        # Not the exception's own text nor what it quotes: that may be a password.
+        problem = _QUOTED.sub("...", getattr(error, "problem", None) or "it cannot be parsed")
+        raise ConfigError(f"{path} is not valid YAML{where}: {problem}") from None
+    except (ValueError, RecursionError) as error:
+        # A date that doesn't exist; lists within lists without end.
+        raise ConfigError(f"{path} is not valid YAML: {type(error).__name__} while it was read") from None
     return parse(data, source=str(path), environ=os.environ if environ is None else environ)
 
 
@@ -234,6 +241,22 @@ def _airflow_options(reader: _Reader, data: Mapping[str, Any]) -> dict[str, str]
             raise ConfigError(f"{reader.source}: {where} can't be set here: {_OWNED_OPTIONS[option]}")
         options[option] = reader.text(where, value)
     return options
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without surprises: a key that is given twice is an error, where YAML lets the last one win."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        problem=f"key {key.value} is given twice", problem_mark=key.start_mark
+                    )
+                seen.add(key.value)
+        return node
 
 
 class _Reader:
