@@ -64,8 +64,8 @@ def create(
     """Upload a new DAG file.
 
     The file is parsed here first, in a process of its own and under the environment's time limit, then put
-    into the folder dags/ of the environment's Volume; the scheduler parses it within seconds. The same file again
-    is fine; another content under a name that exists is refused (see: dags update).
+    into the folder dags/ of the environment's Volume; the scheduler parses it within seconds. The same file
+    again is fine; another content under a name that exists is refused (see: dags update).
 
     \b
     Example:

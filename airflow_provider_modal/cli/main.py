@@ -1,8 +1,8 @@
 """Where does the command line start, and how does it end?
 
 ``main`` is the console script ``modalflow``; ``airflow_command`` is what ``airflow modalflow`` calls. Both
-run the same click commands, one module per group. Only click and small modules of ours are imported here: modal,
-Airflow and rich's live display are imported by the functions that need them, so that help is quick.
+run the same click commands, one module per group. Only click and small modules of ours are imported here:
+modal, Airflow and rich are imported by the functions that need them, so that help is quick.
 """
 
 from __future__ import annotations
