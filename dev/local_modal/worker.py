@@ -82,9 +82,11 @@ class Workers:
             )
         finally:
             self.server.engine.exited(task.task_id, returncode)
-            await self.server.volumes.close_views(task.task_id)
-            await asyncio.to_thread(shutil.rmtree, self._dir / task.task_id, ignore_errors=True)
-            self._launching.discard(task.task_id)
+            try:
+                await self.server.volumes.close_views(task.task_id)
+                await asyncio.to_thread(shutil.rmtree, self._dir / task.task_id, ignore_errors=True)
+            finally:
+                self._launching.discard(task.task_id)
 
     async def prepare(self, definition: api.Function) -> None:
         """Lay out the files that containers of this function need, so that the first one starts as fast as

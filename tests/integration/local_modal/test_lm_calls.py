@@ -1,0 +1,136 @@
+"""Function calls through the stock SDK."""
+
+from __future__ import annotations
+
+import time
+import uuid
+
+import pytest
+from local_modal.testing import LocalModal, wait_until
+
+from tests.integration.local_modal.conftest import client
+
+
+def test_spawn_get_and_from_id_are_repeatable(isolated_server: LocalModal) -> None:
+    result = client(
+        isolated_server,
+        "call = f('square').spawn(7)\n"
+        "again = modal.FunctionCall.from_id(call.object_id)\n"
+        "result = [call.get(), call.get(), again.get(timeout=0), again.num_inputs()]",
+    )
+    assert result == [49, 49, 49, 1]
+
+
+def test_map_keeps_order_and_max_containers(isolated_server: LocalModal) -> None:
+    assert client(isolated_server, "result = list(f('square').map(range(100)))") == [x * x for x in range(100)]
+    assert 1 <= len(isolated_server.tasks("square")) <= 2
+
+
+def test_an_exception_keeps_its_type(isolated_server: LocalModal) -> None:
+    result = client(
+        isolated_server,
+        "try:\n    f('fail').remote('no such thing')\n"
+        "except LookupError as error:\n    result = [type(error).__name__, str(error)]",
+    )
+    assert result == ["LookupError", "no such thing"]
+
+
+@pytest.mark.parametrize("length", [0, 100_000, 5_000_000])
+def test_large_arguments_and_results_travel_as_blobs(isolated_server: LocalModal, length: int) -> None:
+    code = "data = f('size').spawn(b'x' * length).get()\nresult = [len(data), data[-1:].decode()]"
+    assert client(isolated_server, code, length=length) == [length + 1, "!"]
+
+
+def test_get_times_out_while_the_call_runs(isolated_server: LocalModal) -> None:
+    result = client(
+        isolated_server,
+        "call = f('sleepy').spawn(2)\n"
+        "begin = time.time()\n"
+        "try:\n    call.get(timeout=0.3); result = 'early'\n"
+        "except TimeoutError:\n    result = time.time() - begin\n"
+        "assert call.get() == 'woke up'",
+    )
+    assert 0.2 < result < 1.5
+
+
+def test_a_function_calls_another_one(isolated_server: LocalModal) -> None:
+    assert client(isolated_server, "result = f('nested').remote(6)") == 37
+
+
+def test_generators_stream(isolated_server: LocalModal) -> None:
+    assert client(isolated_server, "result = list(f('generate').remote_gen(5))") == [0, 1, 2, 3, 4]
+
+
+def test_unknown_names_are_not_found(isolated_server: LocalModal) -> None:
+    result = client(
+        isolated_server,
+        "result = []\n"
+        "for app, name in [('basics', 'nope'), ('nope', 'nope')]:\n"
+        "    try:\n        f(name, app).remote()\n"
+        "    except modal.exception.NotFoundError as error:\n        result.append(str(error))\n"
+        "try:\n    modal.FunctionCall.from_id('fc-nope').get()\n"
+        "except modal.exception.NotFoundError as error:\n        result.append(str(error))\n",
+    )
+    assert len(result) == 3
+
+
+def test_warm_containers_are_used_again(isolated_server: LocalModal) -> None:
+    code = "result = [f('short_lived').remote() for _ in range(4)]"
+    assert len(set(client(isolated_server, code))) == 1
+
+
+def test_idle_containers_go_after_the_scaledown_window(isolated_server: LocalModal) -> None:
+    client(isolated_server, "result = f('short_lived').remote()")
+    assert isolated_server.tasks("short_lived")
+    begin = time.monotonic()
+    wait_until(lambda: not isolated_server.tasks("short_lived"), 10, "the idle container is gone")
+    assert time.monotonic() - begin > 1
+
+
+def test_retries_follow_the_policy(isolated_server: LocalModal) -> None:
+    assert client(isolated_server, "result = f('flaky').spawn(key).get()", key=uuid.uuid4().hex) == 3
+
+
+@pytest.mark.parametrize("how", ["exit", "kill"])
+def test_an_input_whose_container_died_starts_again(server: LocalModal, how: str) -> None:
+    key = uuid.uuid4().hex
+    code = "call = f('attempts').spawn(key, 3, how)\nresult = call.object_id"
+    call_id = client(server, code, key=key, how=how)
+    for _ in range(2 if how == "kill" else 0):
+        task = wait_until(lambda: [t for t in server.tasks("attempts") if t["running_inputs"]], 20, "it runs")[0]
+        # The first thing that an attempt does is to count itself, soon after its hand-out.
+        time.sleep(0.3)
+        server.control("kill", task_id=task["task_id"])
+        wait_until(lambda gone=task: gone["task_id"] not in [t["task_id"] for t in server.tasks()], 10)
+    assert client(server, f"result = modal.FunctionCall.from_id({call_id!r}).get()")[0] == 3
+
+
+def test_with_options_has_a_pool_of_its_own_and_replaces_secrets(isolated_server: LocalModal) -> None:
+    result = client(
+        isolated_server,
+        "base = f('describe')\n"
+        "variant = base.with_options(env={'DATA_DIR': 'elsewhere', 'EXTRA': '1'})\n"
+        "longer, same = [f('describe').with_options(timeout=77) for _ in range(2)]\n"
+        "result = [fn.remote()['environ'] for fn in (base, variant, longer, same)]",
+    )
+    plain, changed, longer, same = result
+    assert plain["SECRET"] == "s3cret" and "EXTRA" not in plain
+    assert changed["EXTRA"] == "1" and changed["DATA_DIR"] == "elsewhere" and "SECRET" not in changed
+    assert len({each["MODAL_TASK_ID"] for each in (plain, changed, longer)}) == 3
+    assert longer["MODAL_TASK_ID"] == same["MODAL_TASK_ID"] and longer["SECRET"] == "s3cret"
+
+
+def test_a_redelivered_input_runs_twice_and_ends_once(isolated_server: LocalModal) -> None:
+    call_id = client(isolated_server, "result = f('sleepy').spawn(3).object_id")
+    running = wait_until(
+        lambda: [t for t in isolated_server.tasks("sleepy") if t["running_inputs"]], 20, "it runs"
+    )
+    again = isolated_server.control("redeliver", task_id=running[0]["task_id"])
+    assert again["task_id"] != running[0]["task_id"]
+
+    def twice() -> bool:
+        both = [t for t in isolated_server.tasks("sleepy") if t["running_inputs"]]
+        return len(both) == 2 and len({t["running_inputs"][0]["input_id"] for t in both}) == 1
+
+    wait_until(twice, 10, "both run the same input")
+    assert client(isolated_server, f"result = modal.FunctionCall.from_id({call_id!r}).get()") == "woke up"
