@@ -79,8 +79,9 @@ def _parser() -> argparse.ArgumentParser:
         help="how many containers may run at the same time (default: %(default)s)",
     )  # fmt: skip
     serve.add_argument(
-        "--python", default=sys.executable, metavar="PATH",
-        help="interpreter that stands in for images; needs `modal` (default: the one that runs the server)",
+        "--python", default=os.environ.get("LOCAL_MODAL_PYTHON", sys.executable), metavar="PATH",
+        help="interpreter that stands in for images; needs `modal` (default: LOCAL_MODAL_PYTHON, or the one "
+        "that runs the server)",
     )  # fmt: skip
     serve.add_argument(
         "--image-python", action="append", default=[], metavar="GLOB=PATH",
