@@ -246,7 +246,7 @@ def _airflow_options(reader: _Reader, data: Mapping[str, Any]) -> dict[str, str]
 class _Loader(yaml.SafeLoader):
     """YAML without surprises: a key that is given twice is an error, where YAML lets the last one win."""
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         seen = set()
         for key, _ in node.value:
