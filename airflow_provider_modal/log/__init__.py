@@ -1,0 +1,1 @@
+"""Task logs on the Volume: shipped in immutable segments while a task runs, read back from anywhere."""

@@ -1,0 +1,152 @@
+"""What did a task write?
+
+Reads the segments that ``shipper`` left on the Volume, from any container or from outside Modal, as text for
+people: Airflow 3 writes its task logs as one JSON object per line.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from airflow_provider_modal.errors import NotFoundError
+from airflow_provider_modal.log import segments
+from airflow_provider_modal.volume.files import Entry
+from airflow_provider_modal.volume.paths import segment_text
+
+_ATTEMPT = re.compile(r"attempt=(\d+)\.log")
+_TASK = re.compile(r"task_id=(?P<task_id>[^/]+)/(?:map_index=(?P<map_index>\d+)/)?attempt=\d+\.log")
+_SHOWN_ELSEWHERE = frozenset(
+    ("timestamp", "level", "event", "logger", "error_detail", "exception", "filename", "lineno", "loc")
+)
+
+
+class Files(Protocol):
+    """The part of ``volume.files.VolumeFiles`` that reading needs."""
+
+    def list(self, path: str, recursive: bool = False) -> list[Entry]:
+        """Return what a folder holds; nothing if it does not exist."""
+
+    def read_immutable(self, path: str) -> bytes:
+        """Return the content of a file that never changes."""
+
+
+def tasks(files: Files, dag_id: str, run_id: str) -> list[tuple[str, int]]:
+    """Return (task id, map index) of every task of a run that has a log; map index -1 for unmapped ones."""
+    folder = _run_folder(dag_id, run_id)
+    found: set[tuple[str, int]] = set()
+    for entry in files.list(folder, recursive=True):
+        segment = segments.parse(entry.path)
+        match = _TASK.fullmatch(segment.log.removeprefix(f"{folder}/")) if segment else None
+        if match:
+            found.add((segment_text(match["task_id"]), int(match["map_index"] or -1)))
+    return sorted(found)
+
+
+def attempts(files: Files, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> list[int]:
+    """Return the numbers of the tries that have a log."""
+    return sorted(_segments(files, _task_folder(dag_id, run_id, task_id, map_index)))
+
+
+def read(
+    files: Files,
+    dag_id: str,
+    run_id: str,
+    task_id: str,
+    map_index: int = -1,
+    try_number: int | None = None,
+) -> Iterator[str]:
+    """Return the lines of a try's log as text, without line ends; of the last try by default.
+
+    :raises NotFoundError: there is no such log.
+    """
+    by_try = _segments(files, _task_folder(dag_id, run_id, task_id, map_index))
+    task = f"{task_id}[{map_index}]" if map_index >= 0 else task_id
+    if not by_try:
+        raise NotFoundError(f"no log of task {task} in run {run_id} of DAG {dag_id}")
+    wanted = max(by_try) if try_number is None else try_number
+    if wanted not in by_try:
+        tries = ", ".join(map(str, sorted(by_try)))
+        raise NotFoundError(
+            f"no log of try {wanted} of task {task} in run {run_id} of DAG {dag_id}; there are tries {tries}"
+        )
+    return (text for line in _lines(files, by_try[wanted]) for text in readable(line))
+
+
+def readable(line: str) -> Iterator[str]:
+    """Yield one line of an Airflow log as text for people: one line, more for an exception."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        record = None
+    if not isinstance(record, dict) or "event" not in record:
+        yield line
+        return
+    level = str(record.get("level", "info")).upper()
+    extra = "".join(f" {k}={_value(v)}" for k, v in record.items() if k not in _SHOWN_ELSEWHERE)
+    first, *more = str(record["event"]).splitlines() or [""]
+    yield f"[{record.get('timestamp', '')}] {level} - {first}{extra}"
+    yield from more
+    details = record.get("error_detail") or record.get("exception")
+    if isinstance(details, list):
+        for detail in details:
+            yield from _traceback(detail)
+    elif details:
+        yield from str(details).splitlines()
+
+
+def _value(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _traceback(detail: Any) -> Iterator[str]:
+    """Yield an exception that structlog took apart, in Python's own form."""
+    if not isinstance(detail, dict):
+        yield str(detail)
+        return
+    if detail.get("frames"):
+        yield "Traceback (most recent call last):"
+        for frame in detail["frames"]:
+            yield f'  File "{frame.get("filename")}", line {frame.get("lineno")}, in {frame.get("name")}'
+    yield from f"{detail.get('exc_type')}: {detail.get('exc_value')}".splitlines()
+
+
+def _run_folder(dag_id: str, run_id: str) -> str:
+    return segments.log_folder_path(f"dag_id={dag_id}/run_id={run_id}")
+
+
+def _task_folder(dag_id: str, run_id: str, task_id: str, map_index: int) -> str:
+    mapped = f"/map_index={map_index}" if map_index >= 0 else ""
+    return segments.log_folder_path(f"dag_id={dag_id}/run_id={run_id}/task_id={task_id}{mapped}")
+
+
+def _segments(files: Files, folder: str) -> dict[int, list[str]]:
+    """Return the paths of all segments in a task's folder by try, in the order in which they were written."""
+    found: dict[int, list[str]] = {}
+    for entry in files.list(folder):
+        segment = segments.parse(entry.path)
+        match = _ATTEMPT.fullmatch(segment.log.rpartition("/")[2]) if segment else None
+        if match:
+            found.setdefault(int(match[1]), []).append(entry.path)
+    return {number: sorted(paths) for number, paths in found.items()}
+
+
+def _lines(files: Files, paths: list[str]) -> Iterator[str]:
+    """Yield the lines of consecutive segments, one segment in memory at a time; a line may span several."""
+    rest = b""
+    writer = None
+    for path in paths:
+        segment = segments.parse(path)
+        assert segment is not None
+        if rest and (segment.started, segment.dispatch) != writer:
+            # The container that wrote it was lost in the middle of a line.
+            yield rest.decode("utf-8", "replace")
+            rest = b""
+        writer = (segment.started, segment.dispatch)
+        *whole, rest = (rest + files.read_immutable(path)).split(b"\n")
+        for line in whole:
+            yield line.decode("utf-8", "replace")
+    if rest:
+        yield rest.decode("utf-8", "replace")

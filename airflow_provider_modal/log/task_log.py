@@ -1,0 +1,82 @@
+"""How does a dispatch's log begin, get lines of ours, and end?
+
+Airflow's supervisor writes a task's log to a local file; what happens to the task outside of its sight (which
+container took it, why it was stopped) is added here, in the same form, because a person looks there first.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from datetime import datetime, timezone
+from pathlib import Path
+
+from airflow_provider_modal.log import segments
+from airflow_provider_modal.log.shipper import LogShipper, Writer
+from airflow_provider_modal.volume.paths import below
+
+log = logging.getLogger(__name__)
+
+LOGGER = "modalflow"
+"""Name under which lines of ours appear."""
+
+EVENT_WAITS = 2.0
+"""Seconds that whoever waits for the task's end waits for the end of its log, too."""
+
+
+class TaskLog:
+    """The log of one dispatch in this container; everything is harmless when the workload has none.
+
+    :param files: the Volume.
+    :param folder: Airflow's ``base_log_folder``.
+    :param log_path: path below it as Airflow rendered it; None for a workload without log.
+    :param started_at: when this container took the dispatch, seconds since the epoch.
+    :param dispatch: id of the dispatch.
+    """
+
+    def __init__(
+        self, files: Writer, folder: Path, log_path: str | None, *, started_at: float, dispatch: str
+    ) -> None:
+        self._local: Path | None = None
+        self._shipper: LogShipper | None = None
+        if log_path:
+            self._local = below(folder, log_path)
+            prefix = segments.segment_prefix(log_path, started_at, dispatch)
+            self._shipper = LogShipper(files, self._local, prefix)
+
+    def begin(self, event: str, **values: object) -> None:
+        """Start with a line of ours and follow the file from now on."""
+        if self._local is None or self._shipper is None:
+            return
+        # Left by another dispatch of the same try, whose segments are elsewhere.
+        self._local.unlink(missing_ok=True)
+        self.note("info", event, **values)
+        self._shipper.start()
+
+    def note(self, level: str, event: str, **values: object) -> None:
+        """Add a line of ours, in the form of Airflow 3's task logs.
+
+        :param level: ``info``, ``warning`` or ``error``.
+        """
+        if self._local is None:
+            return
+        timestamp = datetime.now(timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")
+        record = {"timestamp": timestamp, "level": level, "event": event, "logger": LOGGER, **values}
+        try:
+            self._local.parent.mkdir(parents=True, exist_ok=True)
+            # One write in append mode, as the supervisor does: lines don't mix.
+            with self._local.open("ab", buffering=0) as file:
+                file.write(json.dumps(record).encode() + b"\n")
+        except OSError as error:
+            log.warning("could not write to the task's log %s: %s", self._local, error)
+
+    def end(self) -> None:
+        """Have the rest shipped, and wait a moment for it."""
+        if self._shipper is not None:
+            self._shipper.request_finish()
+            self._shipper.await_end(EVENT_WAITS)
+
+    def close(self) -> None:
+        """Wait until all is shipped, within the shipper's deadline; the local file goes if it is."""
+        if self._shipper is not None and self._local is not None and self._shipper.finish():
+            self._local.unlink(missing_ok=True)

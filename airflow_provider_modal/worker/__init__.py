@@ -1,0 +1,1 @@
+"""One dispatch of a task: claim it, run it under Airflow's supervisor, report how it ended."""

@@ -1,0 +1,278 @@
+"""How does Airflow 3 run one task here? Under its own supervisor, against its execution API in this process.
+
+``warm_up`` runs once in the zygote: it imports what a task needs, builds the API and sends it one request,
+which is where Airflow spends its first seconds. ``supervise`` runs in a child of the zygote: the child is the
+supervisor, and forks the process that runs user code. SIGTERM to the child reaches that process, so that the
+operator's ``on_kill`` runs.
+
+Private names of Airflow that this relies on: ``InProcessExecutionAPI`` (``app``, ``transport``),
+``supervise_task`` (``supervise`` before 3.3) with ``client=``, the route ``task-instances/{id}/run``;
+``ActivitySubprocess._register_pipe_readers`` and ``selector`` for the shorter tail, if they are there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import json
+import logging
+import os
+import selectors
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any
+from uuid import UUID
+
+import httpx
+
+from airflow_provider_modal.wire import Outcome
+
+log = logging.getLogger(__name__)
+
+IN_PROCESS_URL = "http://in-process.invalid./"
+"""Any URL: the transport ignores the host. RFC 6761 keeps ``invalid`` from ever resolving."""
+
+PROCESS_CONTEXT = "_AIRFLOW_PROCESS_CONTEXT"
+"""Tells Airflow's secrets lookup whether it may ask the database."""
+
+
+def warm_up() -> None:
+    """Import what tasks need, build the execution API and exercise it; leave no thread and no connection."""
+    import airflow.executors.workloads
+    import airflow.sdk.execution_time.supervisor
+    import airflow.sdk.execution_time.task_runner  # noqa: F401
+    from airflow import settings
+
+    started = time.monotonic()
+    try:
+        with _silent():
+            answer = asyncio.run(_first_request())
+        if answer.status_code != httpx.codes.NOT_FOUND:
+            log.warning("the execution API answered %d while warming up: %s", answer.status_code, answer.text)
+    except Exception:
+        # A database that is away now may be there for the first task, which tells of it if not.
+        log.warning("the execution API could not be warmed up; the first task takes longer", exc_info=True)
+    log.info("execution API warmed up in %.1f s", time.monotonic() - started)
+    if settings.engine is not None:
+        settings.engine.dispose()
+    _await_single_thread()
+
+
+def supervise(workload: str, lost_container: str | None = None) -> dict[str, Any]:
+    """Run one task under Airflow's supervisor.
+
+    :param workload: ``ExecuteTask`` as JSON.
+    :param lost_container: host name under which an earlier delivery of this dispatch started the task and
+        died; its task instance is queued again first.
+    :return: ``{"outcome", "reason", "exit_code"}`` with the outcomes of ``wire.Completion``.
+    """
+    from airflow.executors.workloads import ExecuteTask
+
+    task = ExecuteTask.model_validate_json(workload)
+    if lost_container is not None:
+        _queue_again(task.ti.id, lost_container)
+    os.environ[PROCESS_CONTEXT] = "server"
+    # The process that runs user code is a client: it must look up connections and variables as such.
+    os.register_at_fork(after_in_child=lambda: os.environ.update({PROCESS_CONTEXT: "client"}))
+    _shorten_tail()
+    transport = _LazyTransport()
+    try:
+        exit_code = _supervise_task()(
+            ti=task.ti,
+            bundle_info=task.bundle_info,
+            dag_rel_path=task.dag_rel_path,
+            token="",
+            client=_client(transport),
+            log_path=task.log_path,
+            **_if_accepted("sentry_integration", getattr(task, "sentry_integration", "")),
+        )
+    except Exception as error:
+        if transport.start_refused is not None:
+            return _ended("obsolete", f"Airflow refused to start this copy: {transport.start_refused}")
+        log.exception("Airflow's supervisor failed")
+        what = "failed while the task ran" if transport.started else "could not start the task"
+        return _ended("failed", f"Airflow's supervisor {what}: {type(error).__name__}: {error}")
+    return _ended("done", None, exit_code)
+
+
+def _ended(outcome: Outcome, reason: str | None, exit_code: int | None = None) -> dict[str, Any]:
+    return {"outcome": outcome, "reason": reason, "exit_code": exit_code}
+
+
+@cache
+def _api() -> Any:
+    from airflow.api_fastapi.execution_api.app import InProcessExecutionAPI
+
+    return InProcessExecutionAPI()
+
+
+async def _first_request() -> httpx.Response:
+    """Ask to start a task instance that doesn't exist: the first request of every task, answered 404."""
+    import svcs
+    from airflow.sdk.api.client import API_VERSION
+
+    app = _api().app
+    # Its start-up event would set this; but shutting down afterwards would empty what each child needs.
+    app.state.svcs_registry = svcs.Registry()
+    try:
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url=IN_PROCESS_URL) as client:
+            return await client.patch(
+                f"task-instances/{UUID(int=0)}/run",
+                headers={"airflow-api-version": API_VERSION},
+                json={
+                    "state": "running",
+                    "hostname": "warm-up",
+                    "unixname": "warm-up",
+                    "pid": 1,
+                    "start_date": "2000-01-01T00:00:00Z",
+                },
+            )
+    finally:
+        del app.state.svcs_registry
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Keep Airflow's "Task Instance not found" out of the container's output; it would alarm people."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = [os.dup(1), os.dup(2)]
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for copy, descriptor in zip(saved, (1, 2), strict=True):
+            os.dup2(copy, descriptor)
+            os.close(copy)
+        os.close(nowhere)
+
+
+def _await_single_thread(timeout: float = 5.0) -> None:
+    """Wait for the API's worker threads, which end a moment after their event loop; the zygote checks."""
+    ends = time.monotonic() + timeout
+    while len(os.listdir("/proc/self/task")) > 1 and time.monotonic() < ends:
+        time.sleep(0.01)
+
+
+class _LazyTransport(httpx.BaseTransport):
+    """Airflow's in-process transport, made with the first request, and what became of the start request.
+
+    Made any earlier, its threads would run in the process that forks the task.
+    """
+
+    def __init__(self) -> None:
+        self._transport: httpx.BaseTransport | None = None
+        self.started = False
+        """The database says that this copy of the task runs."""
+        self.start_refused: str | None = None
+        """Why another copy counts, or none does."""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        if self._transport is None:
+            self._transport = _api().transport
+        response = self._transport.handle_request(request)
+        if request.url.path.endswith("/run") and not self.started:
+            response.read()
+            self._note_start(response)
+        return response
+
+    def _note_start(self, response: httpx.Response) -> None:
+        if response.is_success:
+            self.started = True
+        elif response.status_code in (httpx.codes.NOT_FOUND, httpx.codes.CONFLICT, httpx.codes.GONE):
+            self.start_refused = _detail(response)
+
+
+def _detail(response: httpx.Response) -> str:
+    try:
+        detail = json.loads(response.text)["detail"]
+        state = f" (its state is {detail['previous_state']})" if "previous_state" in detail else ""
+        return f"{detail['message']}{state}"
+    except (ValueError, KeyError, TypeError):
+        return response.text
+
+
+def _client(transport: httpx.BaseTransport) -> Any:
+    from airflow.sdk.api.client import Client
+
+    # "dry run" is how Airflow spells a client without server; the given transport replaces its dummy.
+    client = Client(base_url=None, token="", dry_run=True, transport=transport)
+    client.base_url = httpx.URL(IN_PROCESS_URL)
+    return client
+
+
+def _supervise_task() -> Callable[..., int]:
+    from airflow.sdk.execution_time import supervisor
+
+    found: Callable[..., int] = getattr(supervisor, "supervise_task", supervisor.supervise)
+    return found
+
+
+def _if_accepted(name: str, value: Any) -> dict[str, Any]:
+    """Return the argument if this Airflow's supervisor knows it."""
+    return {name: value} if name in inspect.signature(_supervise_task()).parameters else {}
+
+
+def _queue_again(ti_id: UUID, lost_container: str) -> None:
+    """Take a task instance back from a container that is known to be lost, and from no other."""
+    from airflow.models.taskinstance import TaskInstance
+    from airflow.utils.session import create_session
+    from sqlalchemy import update
+
+    with create_session() as session:
+        session.execute(
+            update(TaskInstance)
+            .where(
+                TaskInstance.id == ti_id,
+                TaskInstance.state == "running",
+                TaskInstance.hostname == lost_container,
+            )
+            .values(state="queued")
+        )
+
+
+class _ExitOf:
+    """A process's end as something that a selector can wait for."""
+
+    def __init__(self, pid: int) -> None:
+        self._fd = os.pidfd_open(pid)
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def _shorten_tail() -> None:
+    """Have the supervisor notice at once that the task's process has ended.
+
+    It watches the process's sockets, and when the last one closes a moment before the process can be waited
+    for, it sleeps a whole heartbeat interval (5 s) before it looks again.
+    """
+    from airflow.sdk.execution_time import supervisor
+
+    original = getattr(supervisor.ActivitySubprocess, "_register_pipe_readers", None)
+    if original is None or not hasattr(os, "pidfd_open"):
+        log.warning("this Airflow's supervisor is unknown: each task ends up to 5 s late")
+        return
+
+    def register(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(self, *args, **kwargs)
+        try:
+            # What the supervisor expects in "data": a reader that says whether to go on, and its clean-up.
+            data = (lambda _exit: False, self.selector.unregister)
+            self.selector.register(_ExitOf(self.pid), selectors.EVENT_READ, data)
+        except (AttributeError, OSError) as error:
+            log.warning("the task's process can't be waited for (%s): it may end up to 5 s late", error)
+        return result
+
+    supervisor.ActivitySubprocess._register_pipe_readers = register

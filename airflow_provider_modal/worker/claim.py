@@ -1,0 +1,123 @@
+"""May this delivery of a dispatch run it?
+
+Modal starts an input again after a crash or preemption, so the same call may arrive twice, and both copies
+may even live for a while. The first one puts ``claim:{dispatch}`` into the state Dict; what a later one finds
+there says what happened:
+
+=========================  =====================================================================
+found                      meaning
+=========================  =====================================================================
+nothing                    first delivery: run
+own token                  the answer to our own claim was lost: run
+phase ``claimed``          the former delivery died before it started anything: take over
+phase ``started``          user code may have run: report the loss, or run again where that is
+                           allowed (``on_container_loss: rerun``), a bounded number of times
+=========================  =====================================================================
+
+The Dict explains; what decides in the end is Airflow's own compare-and-set when a task starts. So a Dict that
+does not answer is no reason to fail a task.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from airflow_provider_modal import names, wire
+from airflow_provider_modal.worker.patience import GaveUpError, patiently
+
+log = logging.getLogger(__name__)
+
+MAX_DELIVERIES = 3
+"""How often a dispatch whose containers keep dying is run with ``on_container_loss: rerun``."""
+
+
+class State(Protocol):
+    """The part of ``modal.Dict`` that claims need."""
+
+    def put(self, key: str, value: dict[str, object], *, skip_if_exists: bool = False) -> bool:
+        """Put a value; with ``skip_if_exists`` return False where there is one."""
+
+    def get(self, key: str) -> dict[str, object] | None:
+        """Return a value or None."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a delivery is to do.
+
+    :param run: run the task.
+    :param claim: ours, if it could be put or there was nothing to put it beside.
+    :param lost_container: Modal task id of the container that started the task before and is lost.
+    :param reason: for ``run=False``: what happened and what to do.
+    """
+
+    run: bool
+    claim: wire.Claim
+    lost_container: str | None = None
+    reason: str | None = None
+
+
+def decide(call: wire.TaskCall, own: wire.Claim, found: wire.Claim | None) -> Verdict:
+    """Return what to do when the Dict holds ``found``; the table of this module."""
+    if found is None or found.token == own.token:
+        return Verdict(True, own)
+    ours = replace(own, deliveries=found.deliveries + 1)
+    if found.phase == "claimed":
+        return Verdict(True, ours)
+    lost = (
+        f"container {found.container}, which ran this task, was lost (crashed, preempted or stopped by Modal)"
+    )
+    if call.on_container_loss != "rerun":
+        return Verdict(
+            False,
+            ours,
+            found.container,
+            f"{lost}; user code may have run, so it was not started again. If the task can run twice, set "
+            "executor_config={'modal': {'on_container_loss': 'rerun'}} or retries",
+        )
+    if found.deliveries >= MAX_DELIVERIES:
+        return Verdict(
+            False,
+            ours,
+            found.container,
+            f"{lost}, as were {found.deliveries - 1} before; it is not started again after {MAX_DELIVERIES}. "
+            "Look at the function call's log in Modal for what ends its containers",
+        )
+    return Verdict(True, ours, found.container)
+
+
+def claim(state: State, call: wire.TaskCall, token: str, container: str) -> Verdict:
+    """Claim a dispatch for this delivery.
+
+    :param token: random, new for each delivery.
+    :param container: Modal task id of this container.
+    """
+    key = names.claim_key(call.dispatch)
+    own = wire.Claim(token=token, phase="claimed", container=container, at=time.time())
+    try:
+        if patiently("claim the dispatch", lambda: state.put(key, own.to_wire(), skip_if_exists=True)):
+            return Verdict(True, own)
+        raw = patiently("read the dispatch's claim", lambda: state.get(key))
+        verdict = decide(call, own, wire.Claim.from_wire(raw) if raw is not None else None)
+    except (GaveUpError, wire.WireError) as error:
+        log.warning("%s; Airflow's database decides alone whether this copy may run", error)
+        return Verdict(True, own)
+    if verdict.run:
+        _put(state, key, verdict.claim, "take over the dispatch")
+    return verdict
+
+
+def mark_started(state: State, call: wire.TaskCall, claim: wire.Claim) -> None:
+    """Say that user code may run from now on; to be called right before it can."""
+    started = replace(claim, phase="started", at=time.time())
+    _put(state, names.claim_key(call.dispatch), started, "mark the dispatch as started")
+
+
+def _put(state: State, key: str, claim: wire.Claim, what: str) -> None:
+    try:
+        patiently(what, lambda: state.put(key, claim.to_wire()))
+    except GaveUpError as error:
+        log.warning("%s; Airflow's database decides alone about another delivery", error)

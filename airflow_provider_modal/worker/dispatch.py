@@ -1,0 +1,272 @@
+"""What happens to one dispatch in its container, from the function call to the report?
+
+    claim -> DAG version on local disk -> mark started -> supervised child of the zygote, under a time limit
+    and with its log shipped -> report
+
+Runs in the entry process, which talks to Modal; user code runs below the child, which does not. Whatever goes
+wrong ends in a completion with a reason, never in an exception; only a cancelled call ends as Modal expects.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_modal import airflow_settings, names, version_compat, wire
+from airflow_provider_modal.container import identity
+from airflow_provider_modal.container.zygote import Outcome, Zygote
+from airflow_provider_modal.errors import ModalflowError
+from airflow_provider_modal.log.task_log import TaskLog
+from airflow_provider_modal.volume import dag_versions
+from airflow_provider_modal.volume.files import VolumeFiles
+from airflow_provider_modal.worker import claim, limits, memory, report
+from airflow_provider_modal.worker.patience import GaveUpError, patiently
+
+if TYPE_CHECKING:
+    import modal
+
+log = logging.getLogger(__name__)
+
+DAG_VERSION = "MODALFLOW_DAG_VERSION"
+"""Environment variable: the DAG version to use for a workload that names none."""
+
+_former_inputs = 0
+"""How many inputs this container had before: a mount that is fresh needs no reload."""
+
+
+def execute(zygote: Zygote, call: Mapping[str, Any]) -> dict[str, Any]:
+    """Run one dispatch.
+
+    :param zygote: the container's.
+    :param call: ``wire.TaskCall`` on the wire.
+    :return: ``wire.Completion`` on the wire; also reported to the executor.
+    :raises modal.exception.InputCancellation: the call was cancelled; the task has been stopped.
+    """
+    with limits.cancellation() as cancelled:
+        container = _Container.of_this_process()
+        try:
+            task_call = wire.TaskCall.from_wire(call)
+        except wire.WireError as error:
+            return _refuse(container, call, str(error))
+        completion = _Run(container, zygote, task_call, cancelled).to_end()
+    if completion.reason == _CANCELLED:
+        from modal.exception import InputCancellation
+
+        raise InputCancellation(completion.reason)
+    return completion.to_wire()
+
+
+@dataclass(frozen=True)
+class _Container:
+    """Handles of the environment's resources, and who this is."""
+
+    resources: names.ResourceNames
+    state: modal.Dict
+    events: modal.Queue
+    files: VolumeFiles
+    id: str
+    call_id: str | None
+
+    @classmethod
+    def of_this_process(cls) -> _Container:
+        import modal
+
+        resources = airflow_settings.deployed_names()
+        return cls(
+            resources=resources,
+            state=modal.Dict.from_name(resources.state_dict),
+            events=modal.Queue.from_name(resources.events_queue),
+            files=VolumeFiles.open(resources, airflow_settings.volume_mount()),
+            id=identity.container_id(),
+            call_id=identity.call_id(),
+        )
+
+    def reload(self) -> None:
+        """Show this container's mount what others have committed to the Volume."""
+        import modal
+
+        modal.Volume.from_name(self.resources.volume).reload()
+
+    def report(self, completion: wire.Completion, *, partition: str, wakes_scheduler: bool) -> None:
+        report.report(
+            self.resources,
+            self.state,
+            self.events,
+            completion,
+            partition=partition,
+            wakes_scheduler=wakes_scheduler,
+        )
+
+
+def _refuse(container: _Container, call: Mapping[str, Any], reason: str) -> dict[str, Any]:
+    """Report a call that can't be understood, as far as it says whom to tell."""
+    log.error("the task call is refused: %s", reason)
+    try:
+        completion = wire.Completion(
+            dispatch=str(call["dispatch"]),
+            key=wire.TaskKey(**call["key"]),
+            outcome="failed",
+            reason=reason,
+            call_id=container.call_id,
+            container=container.id,
+            ended_at=time.time(),
+        )
+        partition = str(call["partition"])
+    except (KeyError, TypeError):
+        # Nobody to tell but whoever asks for the call's result.
+        return {"wire": wire.WIRE_VERSION, "outcome": "failed", "reason": reason}
+    wakes = bool(call.get("wakes_scheduler", True))
+    container.report(completion, partition=partition, wakes_scheduler=wakes)
+    return completion.to_wire()
+
+
+class _Run:
+    """One delivery of one dispatch."""
+
+    def __init__(
+        self, container: _Container, zygote: Zygote, call: wire.TaskCall, cancelled: limits.Cancellation
+    ) -> None:
+        self.container = container
+        self.zygote = zygote
+        self.call = call
+        self.cancelled = cancelled
+        self.started_at = time.time()
+        self.log = TaskLog(
+            container.files,
+            airflow_settings.log_folder(),
+            call.log_path,
+            started_at=self.started_at,
+            dispatch=call.dispatch,
+        )
+
+    def to_end(self) -> wire.Completion:
+        """Run it, report, and return what was reported."""
+        log.info("dispatch %s: %s, call %s", self.call.dispatch, self.call.key, self.container.call_id)
+        outcome: wire.Outcome
+        try:
+            outcome, reason = self._run()
+        except ModalflowError as error:
+            outcome, reason = "failed", str(error)
+        except Exception as error:
+            log.exception("dispatch %s failed", self.call.dispatch)
+            outcome, reason = "failed", f"the worker failed: {type(error).__name__}: {error}"
+        completion = wire.Completion(
+            dispatch=self.call.dispatch,
+            key=self.call.key,
+            outcome=outcome,
+            reason=reason,
+            call_id=self.container.call_id,
+            container=self.container.id,
+            started_at=self.started_at,
+            ended_at=time.time(),
+        )
+        log.info("dispatch %s: %s%s", self.call.dispatch, outcome, f": {reason}" if reason else "")
+        if reason is not None:
+            self.log.note("error" if outcome == "failed" else "info", reason)
+        self.log.end()
+        self.container.report(
+            completion, partition=self.call.partition, wakes_scheduler=self.call.wakes_scheduler
+        )
+        self.log.close()
+        return completion
+
+    def _run(self) -> tuple[wire.Outcome, str | None]:
+        self.log.begin(
+            "Modal container took the task",
+            dispatch=self.call.dispatch,
+            function_call=self.container.call_id,
+            container=self.container.id,
+            seconds_since_queued=round(self.started_at - self.call.queued_at, 2),
+        )
+        token = str(uuid.uuid4())
+        verdict = claim.claim(self.container.state, self.call, token, self.container.id)
+        if not verdict.run:
+            return "failed", verdict.reason
+        self._refresh_mount()
+        env = {**self.call.env, **self._dag_version()}
+        self.zygote.ready()
+        if self.cancelled.requested:
+            return "failed", _CANCELLED
+        claim.mark_started(self.container.state, self.call, verdict.claim)
+        oom_kills = memory.oom_kills()
+        child = self.zygote.spawn(
+            f"{version_compat.adapter('airflow_provider_modal.worker')}:supervise",
+            {"workload": self.call.workload, "lost_container": verdict.lost_container},
+            env,
+        )
+        ending = limits.await_end(
+            child,
+            self.call.timeout,
+            self.cancelled,
+            on_stop=lambda stop: self.log.note("warning", f"{self._stopped(stop)}; the task gets SIGTERM"),
+        )
+        if ending.stopped is not None:
+            return "failed", self._stopped(ending.stopped)
+        return self._result(ending.outcome, memory.rose(oom_kills, memory.oom_kills()))
+
+    def _result(self, outcome: Outcome, out_of_memory: bool) -> tuple[wire.Outcome, str | None]:
+        if outcome.error is None:
+            if out_of_memory:
+                # The supervisor survived and has told Airflow; its own line in the log only guesses.
+                self.log.note("error", self._out_of_memory())
+            return outcome.result["outcome"], outcome.result["reason"]
+        if out_of_memory:
+            return "failed", self._out_of_memory()
+        return "failed", f"the task's supervisor ended unexpectedly: {outcome.error}"
+
+    def _out_of_memory(self) -> str:
+        workers = airflow_settings.deployed_config().workers
+        queue = str(_of_workload(self.call, "ti").get("queue"))
+        # A task's queue is its worker profile; Airflow's default queue has another name.
+        profile = queue if queue in workers else names.DEFAULT_PROFILE
+        return memory.reason(profile, workers[profile].memory if profile in workers else None)
+
+    def _stopped(self, stop: limits.Stop) -> str:
+        if stop == "cancelled":
+            return _CANCELLED
+        return (
+            f"timeout: the task ran longer than its limit of {self.call.timeout:g} s; set "
+            "executor.task_timeout or its profile's timeout in config.yaml to more, then: modalflow create"
+        )
+
+    def _refresh_mount(self) -> None:
+        """Show the task what earlier tasks left on the Volume, in a container that is used again."""
+        global _former_inputs
+        _former_inputs += 1
+        if _former_inputs == 1:
+            return
+        try:
+            patiently("reload the Volume's mount", self.container.reload, repeat=False)
+        except GaveUpError as error:
+            # Such as a process that still has a file open. What is ours is read through the SDK.
+            log.warning("%s; the task may see an older state of %s", error, airflow_settings.volume_mount())
+
+    def _dag_version(self) -> dict[str, str]:
+        """Put the DAG code onto local disk and return the variable that names it."""
+        bundle = _of_workload(self.call, "bundle_info")
+        if bundle.get("name") != names.BUNDLE_NAME:
+            return {}
+        digest = bundle.get("version") or dag_versions.head(self.container.files)
+        if digest is None:
+            raise ModalflowError(
+                "the environment's Volume holds no DAG version; add the DAG: modalflow dags create"
+            )
+        root = airflow_settings.local_root() / "dag-versions"
+        dag_versions.materialise(self.container.files, digest, root)
+        return {DAG_VERSION: digest}
+
+
+def _of_workload(call: wire.TaskCall, part: str) -> dict[str, Any]:
+    """Return one part of an Airflow 3 workload; empty for other kinds."""
+    return json.loads(call.workload).get(part) or {} if call.kind == "task" else {}
+
+
+_CANCELLED = (
+    "cancelled: the function call was cancelled before the task ended, by Airflow (the task was cleared, "
+    "marked or revoked) or by somebody in Modal"
+)
