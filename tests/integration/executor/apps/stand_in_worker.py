@@ -1,0 +1,55 @@
+"""A deployed App whose ``execute_task`` does what its task's id says, in place of the real worker."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import modal
+
+from airflow_provider_modal import names, wire
+
+ENV = "stand-in"
+resources = names.ResourceNames(ENV)
+app = modal.App(resources.app)
+state = modal.Dict.from_name(resources.state_dict, create_if_missing=True)
+events = modal.Queue.from_name(resources.events_queue, create_if_missing=True)
+starts = modal.Dict.from_name("stand-in-starts", create_if_missing=True)
+
+
+def work(message: dict[str, Any]) -> dict[str, Any]:
+    call = wire.TaskCall.from_wire(message)
+    call_id = modal.current_function_call_id()
+    starts[f"{call.dispatch}/{call_id}"] = time.time()
+    what, _, _ = call.key.task_id.partition("-")
+    if what == "hang":
+        time.sleep(300)
+    if what == "slow":
+        time.sleep(2)
+    if what == "raise":
+        raise RuntimeError("the stand-in was told to raise")
+    outcome: wire.Outcome = "done"
+    reason = None
+    if what == "fail":
+        outcome, reason = "failed", "out of memory: the container was killed"
+    if what == "obsolete":
+        outcome = "obsolete"
+    completion = wire.Completion(
+        dispatch=call.dispatch,
+        key=call.key,
+        outcome=outcome,
+        reason=reason,
+        call_id=call_id,
+        container=os.environ.get("MODAL_TASK_ID"),
+        started_at=time.time(),
+        ended_at=time.time(),
+    ).to_wire()
+    if what != "mute":
+        state[names.result_key(call.dispatch)] = completion
+    if what not in ("mute", "unsent"):
+        events.put(completion, partition=call.partition, block=False)
+    return completion
+
+
+execute_task = app.function(name=names.EXECUTE_TASK, max_containers=3, scaledown_window=60, timeout=600)(work)
