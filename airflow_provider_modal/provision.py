@@ -14,6 +14,8 @@ import base64
 import binascii
 import logging
 import secrets
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -283,20 +285,21 @@ def _stop_app(name: str) -> Status:
         app = _find_app(name)
         if app is None:
             return "absent"
-        if hasattr(app, "stop"):  # modal 1.6+
+        if hasattr(app, "stop"):
             app.stop()
-        else:
-            _stop_app_by_rpc(app.app_id)
-        return "deleted"
-
-
-def _stop_app_by_rpc(app_id: str) -> None:
-    """Do what ``modal app stop`` does; the SDK has no public function for it before 1.6."""
-    import modal
-    from modal_proto import api_pb2
-
-    request = api_pb2.AppStopRequest(app_id=app_id, source=api_pb2.APP_STOP_SOURCE_PYTHON_CLIENT)
-    modal.Client.from_env().stub.AppStop(request)
+            return "deleted"
+    # Before modal 1.6 only its command line can do it.
+    stopped = subprocess.run(
+        [sys.executable, "-m", "modal", "app", "stop", "--yes", name],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if stopped.returncode != 0:
+        raise ModalflowError(f"can't stop App {name}: {stopped.stdout.strip()}")
+    return "deleted"
 
 
 def _delete(kind: Any, name: str) -> Status:
