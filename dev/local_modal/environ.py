@@ -8,6 +8,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from local_modal.isolation import Interpreter
+
 PASSED_ON = ("LANG", "LC_ALL", "LC_CTYPE", "TZ", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 """All that a container gets from the server's environment."""
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -30,14 +32,16 @@ def container_environ(
     task_id: str,
     image_id: str,
     environment: str,
-    executable: str,
+    interpreter: Interpreter,
     image: Mapping[str, str],
     secrets: Mapping[str, str],
     places: Places,
 ) -> dict[str, str]:
     """Secrets override the image, Modal's own variables override both."""
     environ = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-    environ["PATH"] = f"{os.path.dirname(executable)}:{SYSTEM_PATH}"
+    environ["PATH"] = f"{os.path.dirname(interpreter.executable)}:{SYSTEM_PATH}"
+    if interpreter.user_base:
+        environ["PYTHONUSERBASE"] = interpreter.user_base
     environ["HOME"] = places.home
     environ["TMPDIR"] = places.tmp
     environ.update(image)

@@ -43,6 +43,10 @@ class Interpreter:
     executable: str
     prefixes: tuple[str, ...]
     """Directories that it needs."""
+    user_base: str = ""
+    """Where `pip install --user` put packages for it, if anything is there."""
+    foreign: tuple[str, ...] = ()
+    """Entries of its path elsewhere: checkouts that are installed "editable". An image wouldn't have them."""
 
 
 async def detect(python: str) -> Isolation:
@@ -59,6 +63,7 @@ async def detect(python: str) -> Isolation:
             "hostname": HOSTNAME,
             "scratch": f"{directory}/scratch",
             "binds": [{"target": "/__modal/trial", "source": f"{directory}/source", "read_only": True}],
+            "foreign_path": [],
             "module": "keyword",
             "argv": [],
         }
@@ -84,19 +89,32 @@ async def inspect_interpreter(python: str) -> Interpreter:
         OSError: it can't be started.
         ValueError: it doesn't answer.
     """
-    code = "import json, sys; print(json.dumps([sys.executable, sys.prefix, sys.base_prefix]))"
     process = await asyncio.create_subprocess_exec(
-        *(python, "-c", code),
+        *(python, "-c", _INSPECT),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
-        env={"PATH": os.environ.get("PATH", os.defpath)},
+        env={name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ},
+        cwd="/",
     )
     output, _ = await process.communicate()
     if process.returncode != 0:
         raise ValueError(f"{python} is not a working Python interpreter (exit code {process.returncode})")
-    executable, prefix, base_prefix = json.loads(output)
-    real = os.path.dirname(os.path.dirname(os.path.realpath(executable)))
-    return Interpreter(executable, tuple(dict.fromkeys((prefix, base_prefix, real))))
+    executable, prefixes, user_base, path = json.loads(output)
+    prefixes.append(os.path.dirname(os.path.dirname(os.path.realpath(executable))))
+    own = [*prefixes, user_base] if user_base else prefixes
+    foreign = [
+        entry
+        for entry in path
+        if os.path.isdir(entry) and entry != "/" and not any(_within(entry, prefix) for prefix in own)
+    ]
+    return Interpreter(executable, tuple(dict.fromkeys(own)), user_base, tuple(foreign))
+
+
+_INSPECT = """
+import json, os, site, sys
+user_base = site.getuserbase() if site.ENABLE_USER_SITE and os.path.isdir(site.getusersitepackages()) else ""
+print(json.dumps([sys.executable, [sys.prefix, sys.base_prefix], user_base, sys.path[1:]]))
+"""
 
 
 def mount_binds(root: Path) -> list[dict[str, object]]:
@@ -118,14 +136,21 @@ def mount_binds(root: Path) -> list[dict[str, object]]:
     return binds
 
 
-def interpreter_binds(interpreter: Interpreter) -> list[dict[str, object]]:
-    """Keep an interpreter visible that lives below a directory which containers have their own version of."""
-    return [
+def interpreter_binds(interpreter: Interpreter, empty: Path) -> list[dict[str, object]]:
+    """Hide the checkouts on an interpreter's path, also from its sub-processes; keep what it needs visible
+    below directories that are hidden."""
+    masked = [{"target": path, "source": str(empty), "read_only": True} for path in interpreter.foreign]
+    kept = [
         {"target": prefix, "source": prefix, "read_only": True}
         for prefix in interpreter.prefixes
-        if _hidden(prefix)
+        if any(_within(prefix, hidden) for hidden in (*HIDDEN, *interpreter.foreign))
     ]
+    return [*masked, *kept]
 
 
 def _hidden(path: str) -> bool:
-    return any(path == hidden or path.startswith(f"{hidden}/") for hidden in HIDDEN)
+    return any(_within(path, hidden) for hidden in HIDDEN)
+
+
+def _within(path: str, directory: str) -> bool:
+    return path == directory or path.startswith(f"{directory.rstrip('/')}/")

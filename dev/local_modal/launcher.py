@@ -179,28 +179,28 @@ def _populate(host: str, target: str, node: dict[str, Any]) -> None:
     for name, child in children.items():
         here, there = os.path.join(host, name), os.path.join(target, name)
         if "source" in child:
-            _bind(child["source"], there)
-            _graft(there, child)
-            if child["read_only"]:
-                _make_read_only(there)
+            _bind_tree(there, child)
         else:
             os.makedirs(there, exist_ok=True)
             _populate(os.path.realpath(here), there, child)
 
 
-def _graft(target: str, node: dict[str, Any]) -> None:
-    """Bind the children of a node that has a source itself: into the bound tree, making mount points
-    there.
-    """
+def _bind_tree(target: str, node: dict[str, Any]) -> None:
+    """Bind a source and, into it, what lies below; the mount points for that are made in the source."""
+    _bind(node["source"], target)
     for name, child in node.get("children", {}).items():
-        there = os.path.join(target, name)
-        if "source" in child:
-            _bind(child["source"], there)
-        else:
-            os.makedirs(there, exist_ok=True)
-        _graft(there, child)
-        if child.get("read_only"):
-            _make_read_only(there)
+        _descend(os.path.join(target, name), child)
+    if node["read_only"]:
+        _make_read_only(target)
+
+
+def _descend(target: str, node: dict[str, Any]) -> None:
+    if "source" in node:
+        _bind_tree(target, node)
+        return
+    os.makedirs(target, exist_ok=True)
+    for name, child in node.get("children", {}).items():
+        _descend(os.path.join(target, name), child)
 
 
 def _bind(source: str, target: str) -> None:
@@ -234,6 +234,8 @@ def run_module(spec: dict[str, Any]) -> NoReturn:
     os.chdir(spec["cwd"])
     # Python put this file's directory first; the paths of the mounts didn't exist when it looked at them.
     del sys.path[0]
+    # What an "editable" installation adds; an image wouldn't have it.
+    sys.path[:] = [entry for entry in sys.path if entry not in spec["foreign_path"]]
     importlib.invalidate_caches()
     sys.argv = [spec["module"], *spec["argv"]]
     code: Any = 0

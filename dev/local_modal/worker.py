@@ -152,7 +152,7 @@ class Workers:
     async def _run(self, task: Task, resolved: Resolved) -> int:
         definition = resolved.definition
         scratch = self._dir / task.task_id
-        for name in ("tmp", "home", "modal", "root", "work"):
+        for name in ("tmp", "home", "modal", "root", "work", "empty"):
             (scratch / name).mkdir(parents=True)
         interpreter = await self._interpreter(self._python(definition))
         root = await self.server.mounts.root(self._mount_ids(definition), self._python(definition))
@@ -177,7 +177,7 @@ class Workers:
             task_id=task.task_id,
             image_id=definition.image_id,
             environment=resolved.app.environment,
-            executable=interpreter.executable,
+            interpreter=interpreter,
             image=image.environ,
             secrets=self.server.secrets.environ(definition.secret_ids),
             places=places,
@@ -197,6 +197,7 @@ class Workers:
             "hostname": isolation.HOSTNAME,
             "scratch": str(scratch / "root"),
             "binds": binds,
+            "foreign_path": list(interpreter.foreign),
             "module": "modal._container_entrypoint",
             "argv": [],
         }
@@ -265,7 +266,7 @@ class Workers:
             {"target": "/tmp", "source": str(scratch / "tmp")},
             {"target": "/root", "source": str(scratch / "home")},
             {"target": "/__modal", "source": str(scratch / "modal")},
-            *isolation.interpreter_binds(interpreter),
+            *isolation.interpreter_binds(interpreter, scratch / "empty"),
             *isolation.mount_binds(root),
         ]
         if not os.path.isdir(cwd) and not (root / cwd.strip("/")).is_dir():

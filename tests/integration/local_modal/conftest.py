@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from local_modal.testing import LocalModal
 
 APPS = Path(__file__).parent / "apps"
@@ -38,7 +39,9 @@ def modal(server: LocalModal, *arguments: str, **environ: str) -> str:
 
 
 def start_client(server: LocalModal, code: str, **values: Any) -> subprocess.Popen[str]:
-    """A Python process with `modal` imported and `values` as variables; what it assigns to `result` is its answer."""
+    """A Python process with `modal` imported and `values` as variables; what it assigns to `result` is its
+    answer.
+    """
     program = (
         "import json, os, sys, time, modal\n"
         "globals().update(json.loads(sys.argv[1]))\n"

@@ -6,8 +6,8 @@ import time
 import uuid
 
 import pytest
-from local_modal.testing import LocalModal, wait_until
 
+from local_modal.testing import LocalModal, wait_until
 from tests.integration.local_modal.conftest import client
 
 
@@ -22,7 +22,9 @@ def test_spawn_get_and_from_id_are_repeatable(isolated_server: LocalModal) -> No
 
 
 def test_map_keeps_order_and_max_containers(isolated_server: LocalModal) -> None:
-    assert client(isolated_server, "result = list(f('square').map(range(100)))") == [x * x for x in range(100)]
+    assert client(isolated_server, "result = list(f('square').map(range(100)))") == [
+        x * x for x in range(100)
+    ]
     assert 1 <= len(isolated_server.tasks("square")) <= 2
 
 
@@ -97,7 +99,9 @@ def test_an_input_whose_container_died_starts_again(server: LocalModal, how: str
     code = "call = f('attempts').spawn(key, 3, how)\nresult = call.object_id"
     call_id = client(server, code, key=key, how=how)
     for _ in range(2 if how == "kill" else 0):
-        task = wait_until(lambda: [t for t in server.tasks("attempts") if t["running_inputs"]], 20, "it runs")[0]
+        task = wait_until(
+            lambda: [t for t in server.tasks("attempts") if t["running_inputs"]], 20, "it runs"
+        )[0]
         # The first thing that an attempt does is to count itself, soon after its hand-out.
         time.sleep(0.3)
         server.control("kill", task_id=task["task_id"])
