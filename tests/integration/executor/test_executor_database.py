@@ -1,0 +1,326 @@
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
+from types import SimpleNamespace
+from typing import Any
+
+import psycopg2
+import pytest
+from airflow.models.taskinstancekey import TaskInstanceKey
+
+from airflow_provider_modal.executors.options import Options
+from airflow_provider_modal.executors.reports import Alive, Ended, Submitted, Unknown
+
+KEY = TaskInstanceKey("d", "t", "r", 1, -1)
+MISSING = ("state", "queued_dttm", "queued_by_job_id", "external_executor_id")
+
+
+class Rows:
+    """The task instance of ``KEY`` in a real database, written and read beside the executor."""
+
+    def __init__(self, url: str) -> None:
+        self._connection = psycopg2.connect(url)
+        self._connection.autocommit = True
+
+    def run(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
+        with self._connection.cursor() as cursor:
+            cursor.execute(statement, values)
+            return cursor.fetchall() if cursor.description else []
+
+    def task(self, state: str, external_id: str | None, **values: Any) -> None:
+        from airflow.models.taskinstance import TaskInstance
+
+        columns = {
+            "dag_id": "d",
+            "task_id": "t",
+            "run_id": "r",
+            "try_number": 1,
+            "max_tries": 0,
+            "pool": "default_pool",
+            "priority_weight": 1,
+            "operator": "PythonOperator",
+            "state": state,
+            "external_executor_id": external_id,
+            "queued_by_job_id": 1,
+            "queued_dttm": datetime.now(timezone.utc),
+            **values,
+        }
+        _insert(TaskInstance, columns)
+
+    def now(self, *columns: str) -> tuple[Any, ...]:
+        [row] = self.run(f"SELECT {', '.join(columns)} FROM task_instance")
+        return row
+
+    def clear(self) -> None:
+        self.run("TRUNCATE task_instance, task_instance_history, log CASCADE")
+        self.run("DELETE FROM job WHERE id <> 1")
+
+
+def _insert(model: Any, columns: dict[str, Any]) -> None:
+    from airflow import settings
+    from sqlalchemy import insert
+
+    with settings.engine.begin() as connection:
+        connection.execute(insert(model.__table__).values(columns))
+
+
+@pytest.fixture(scope="module")
+def database(postgres_url: str, _airflow_template: str) -> Iterator[Rows]:
+    """A database of this module's, with a DAG run in it; this process's Airflow uses it."""
+    from airflow import settings
+    from airflow.jobs.job import Job
+    from airflow.models.dag import DagModel
+    from airflow.models.dagbundle import DagBundleModel
+    from airflow.models.dagrun import DagRun
+
+    name = f"executor_{uuid.uuid4().hex[:8]}"
+    server = psycopg2.connect(postgres_url)
+    server.autocommit = True
+    server.cursor().execute(f"CREATE DATABASE {name} TEMPLATE {_airflow_template}")
+    url = f"{postgres_url.rpartition('/')[0]}/{name}"
+    with pytest.MonkeyPatch.context() as patch:
+        connection = url.replace("postgresql:", "postgresql+psycopg2:", 1)
+        patch.setenv("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", connection)
+        patch.setenv("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN_ASYNC", "")
+        _use(settings)
+        _insert(DagBundleModel, {"name": "modal-volume"})
+        limits = {
+            "max_active_tasks": 16,
+            "max_consecutive_failed_dag_runs": 0,
+            "has_task_concurrency_limits": False,
+        }
+        _insert(DagModel, {"dag_id": "d", "bundle_name": "modal-volume", **limits})
+        run = {"id": 1, "dag_id": "d", "run_id": "r", "run_type": "manual", "state": "running"}
+        _insert(DagRun, {**run, "run_after": datetime.now(timezone.utc)})
+        _insert(Job, {"id": 1, "job_type": "SchedulerJob", "state": "success"})
+        rows = Rows(url)
+        rows.run("SELECT setval('job_id_seq', 1)")
+        yield rows
+    _use(settings)
+    server.cursor().execute(f"DROP DATABASE {name} WITH (FORCE)")
+    server.close()
+
+
+@pytest.fixture
+def rows(database: Rows) -> Rows:
+    """The module's database without a task instance."""
+    database.clear()
+    return database
+
+
+def _use(settings: Any) -> None:
+    settings.dispose_orm(do_log=False)
+    settings.configure_vars()
+    settings.configure_orm()
+
+
+def settle() -> str:
+    from airflow_provider_modal.executors import database
+
+    return database.settle(KEY, "d1", "it never reached Modal")
+
+
+@pytest.mark.parametrize("external_id", ["d1", "d1/fc-1"])
+def test_a_lost_dispatch_is_queued_again_in_the_same_try(rows: Rows, external_id: str) -> None:
+    rows.task("queued", external_id)
+    identity = rows.now("id", "try_number")
+    assert settle() == "requeued"
+    assert rows.now(*MISSING) == ("scheduled", None, None, None)
+    assert rows.now("id", "try_number") == identity
+    [(event, extra)] = rows.run("SELECT event, extra FROM log")
+    assert (event, extra) == ("modal dispatch lost", "queued again: it never reached Modal")
+
+
+@pytest.mark.parametrize(
+    ("state", "external_id", "found"),
+    [
+        ("running", "d1/fc-1", "running"),
+        ("restarting", "d1", "running"),
+        ("success", "d1/fc-1", "over"),
+        ("deferred", "d1/fc-1", "over"),
+        ("queued", "d2", "over"),
+        ("queued", None, "over"),
+    ],
+)
+def test_what_is_not_lost_is_left_alone(rows: Rows, state: str, external_id: str | None, found: str) -> None:
+    rows.task(state, external_id)
+    assert settle() == found
+    assert rows.now("state", "external_executor_id") == (state, external_id)
+
+
+def test_a_later_try_and_a_deleted_task_are_not_ours(rows: Rows) -> None:
+    assert settle() == "over"
+    rows.task("queued", "d1", try_number=2)
+    assert settle() == "over"
+
+
+def test_a_row_that_somebody_holds_is_not_waited_for(rows: Rows) -> None:
+    rows.task("queued", "d1")
+    rows.run("BEGIN")
+    rows.run("SELECT 1 FROM task_instance FOR UPDATE")
+    assert settle() == "running"
+    rows.run("COMMIT")
+    assert settle() == "requeued"
+
+
+def test_repetitions_are_bounded(rows: Rows) -> None:
+    rows.task("queued", "d1")
+    found = []
+    for _ in range(4):
+        found.append(settle())
+        rows.run("UPDATE task_instance SET state = 'queued', external_executor_id = 'd1'")
+    assert found == ["requeued", "requeued", "requeued", "exhausted"]
+
+
+def test_fresh_is_what_runs_for_this_scheduler_with_a_heartbeat(rows: Rows) -> None:
+    from airflow_provider_modal.executors import database
+
+    now = datetime.now(timezone.utc)
+    rows.task("running", "d1/fc-1", last_heartbeat_at=now - timedelta(seconds=5))
+    rows.task("running", "d2/fc-2", task_id="stale", last_heartbeat_at=now - timedelta(seconds=90))
+    rows.task("queued", "d3/fc-3", task_id="waits", last_heartbeat_at=now)
+    rows.task("running", "d4/fc-4", task_id="foreign", last_heartbeat_at=now, queued_by_job_id=None)
+    assert database.fresh(1, 60) == {KEY}
+    assert database.fresh(2, 60) == set()
+
+
+class Adopting:
+    """An executor whose dispatcher records its orders, and the real scheduler's adoption over it."""
+
+    def __init__(self) -> None:
+        from airflow.jobs.job import Job, JobState
+        from airflow.jobs.scheduler_job_runner import SchedulerJobRunner
+        from airflow.utils.session import create_session
+
+        from airflow_provider_modal.executors import ModalExecutor
+
+        self.orders: list[tuple[Any, ...]] = []
+        self.executor = ModalExecutor(parallelism=4)
+        self.executor._options = Options(serverless=True)
+        self.executor._dispatcher = SimpleNamespace(  # type: ignore[assignment]
+            ask=lambda dispatch, call_id, modal: self.orders.append((dispatch, call_id, modal)),
+            cancel=lambda dispatch, call_id: self.orders.append(("cancel", dispatch, call_id)),
+            has_reports=False,
+        )
+        self.runner = SchedulerJobRunner(Job(), executors=[self.executor])
+        with create_session() as session:
+            self.runner.job.state = JobState.RUNNING
+            self.runner.job.latest_heartbeat = datetime.now(timezone.utc)
+            session.add(self.runner.job)
+            session.flush()
+            self.executor.job_id = self.runner.job.id
+
+    def adopt(self) -> int:
+        reset: int = self.runner.adopt_or_reset_orphaned_tasks()
+        return reset
+
+    def process(self) -> None:
+        from airflow.utils.session import create_session
+
+        with create_session() as session:
+            self.runner._process_executor_events(executor=self.executor, session=session)
+
+
+@pytest.fixture
+def adopting(rows: Rows) -> Adopting:
+    return Adopting()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "asks_modal"),
+    [(5, False), (90, True)],
+)
+def test_the_scheduler_adopts_by_the_external_id(
+    rows: Rows, adopting: Adopting, seconds: int, asks_modal: bool
+) -> None:
+    sign = datetime.now(timezone.utc) - timedelta(seconds=seconds)
+    rows.task("running", "d1/fc-1", last_heartbeat_at=sign, queued_dttm=sign)
+    assert adopting.adopt() == 0
+    assert rows.now("state", "queued_by_job_id", "external_executor_id") == (
+        "running",
+        adopting.executor.job_id,
+        "d1/fc-1",
+    )
+    assert adopting.orders == [("d1", "fc-1", asks_modal)]
+    assert adopting.executor.running == {KEY}
+
+
+def test_the_scheduler_resets_what_has_no_dispatch(rows: Rows, adopting: Adopting) -> None:
+    rows.task("queued", None)
+    assert adopting.adopt() == 1
+    assert rows.now("state") == (None,)
+    assert adopting.executor.slots_occupied == 0
+
+
+def test_a_dispatch_that_never_reached_modal_goes_back_to_the_scheduler(
+    rows: Rows, adopting: Adopting
+) -> None:
+    rows.task("queued", "d1")
+    adopting.adopt()
+    assert adopting.executor.busy
+    adopting.executor._apply([Unknown("d1", "it never reached Modal")])
+    assert rows.now("state") == ("scheduled",)
+    assert adopting.executor.slots_occupied == 0
+    assert adopting.executor.get_event_buffer() == {}
+    assert not adopting.executor.busy
+
+
+def test_a_call_that_was_noted_only_in_the_dict_is_written_into_the_row(
+    rows: Rows, adopting: Adopting
+) -> None:
+    rows.task("queued", "d1")
+    adopting.adopt()
+    adopting.executor._apply([Submitted("d1", "fc-1"), Alive("d1")])
+    adopting.process()
+    assert rows.now("state", "external_executor_id") == ("queued", "d1/fc-1")
+
+
+def test_a_failure_of_the_infrastructure_reaches_the_user(rows: Rows, adopting: Adopting) -> None:
+    rows.task("running", "d1/fc-1", last_heartbeat_at=datetime.now(timezone.utc))
+    adopting.adopt()
+    adopting.executor._apply([Ended("d1", "failed", "out of memory: set memory")])
+    adopting.process()
+    assert rows.now("state") == ("failed",)
+    [(extra,)] = rows.run("SELECT extra FROM log WHERE event = 'state mismatch'")
+    assert extra.endswith("Extra info: out of memory: set memory")
+
+
+@pytest.mark.parametrize(("state", "left"), [("running", "running"), ("queued", "scheduled")])
+def test_an_obsolete_copy_frees_its_slot_and_never_fails_the_task(
+    rows: Rows, adopting: Adopting, state: str, left: str
+) -> None:
+    rows.task(state, "d1/fc-1", last_heartbeat_at=datetime.now(timezone.utc))
+    adopting.adopt()
+    adopting.executor._apply([Ended("d1", "obsolete")])
+    adopting.process()
+    assert rows.now("state") == (left,)
+    assert adopting.executor.get_event_buffer() == {}
+
+
+def test_of_two_calls_of_one_dispatch_the_loser_does_not_fail_the_task(
+    rows: Rows, adopting: Adopting
+) -> None:
+    rows.task("queued", "d1")
+    adopting.adopt()
+    adopting.executor._apply([Submitted("d1", "fc-2", doubtful=True)])
+    # Modal had started fc-1 as well, whose id nobody heard; it runs.
+    rows.run("UPDATE task_instance SET state = 'running', last_heartbeat_at = now()")
+    adopting.executor._apply([Ended("d1", "failed", "the container was lost")])
+    adopting.process()
+    assert rows.now("state") == ("running",)
+    assert adopting.executor.running == {KEY}
+    adopting.executor._apply([Ended("d1", "done")])
+    assert adopting.executor.slots_occupied == 0
+
+
+def test_a_task_without_heartbeats_is_failed_by_the_scheduler_and_cancelled_by_us(
+    rows: Rows, adopting: Adopting
+) -> None:
+    rows.task("running", "d1/fc-1", last_heartbeat_at=datetime.now(timezone.utc))
+    adopting.adopt()
+    adopting.executor.change_state(KEY, "failed")
+    adopting.process()
+    assert ("cancel", "d1", "fc-1") in adopting.orders
+    assert adopting.executor.slots_occupied == 0
