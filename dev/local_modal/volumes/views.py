@@ -158,54 +158,50 @@ class View:
 
     # Looking.
 
-    def _walk(self) -> Iterator[tuple[str, os.DirEntry[str], os.stat_result]]:
-        """Everything in the view, a directory before what is in it; what vanishes while we look is left
-        out."""
+    def _look(self, known: dict[str, Entry]) -> Iterator[tuple[str, os.DirEntry[str], os.stat_result]]:
+        """Everything in the view but the files that haven't changed since their content was known, which go
+        to `known` instead; what vanishes while we look is left out.
+        """
+        seen = self._seen
         pending = [""]
         while pending:
             below = pending.pop()
             try:
-                with os.scandir(f"{self._root}/{below}") as directory_entries:
-                    children = list(directory_entries)
+                with os.scandir(f"{self._root}/{below}") as entries:
+                    children = list(entries)
             except FileNotFoundError:
                 continue
-            for child in children:
-                path = f"{below}/{child.name}" if below else child.name
+            prefix = f"{below}/" if below else ""
+            for child in children:  # per file in the volume, so every microsecond counts
+                path = prefix + child.name
                 try:
                     status = child.stat(follow_symlinks=False)
                 except FileNotFoundError:
+                    continue
+                last = seen.get(path)
+                if last is not None and last[0] == _looks(status):
+                    known[path] = last[1]
                     continue
                 if stat.S_ISDIR(status.st_mode):
                     pending.append(path)
                 yield path, child, status
 
-    def _known(self, path: str, status: os.stat_result) -> Entry | None:
-        """The entry of a file that hasn't changed since its content was known."""
-        seen = self._seen.get(path)
-        return seen[1] if seen is not None and seen[0] == _looks(status) else None
-
     def _changes(self, always_read: set[str]) -> Changes:
         now = _filesystem_time(self._root)
-        base = self._base
-        puts: dict[str, Entry] = {}
-        found: set[str] = set()
-        for path, child, status in self._walk():
-            entry = self._known(path, status)
-            if entry is None or path in always_read:
-                entry = self._read(path, child.path, status)
-                if entry is None:
-                    continue
-            found.add(path)
-            before = base.get(path)
-            if entry is not before and not entry.same_as(before):
-                puts[path] = entry
+        for path in always_read:
+            self._seen.pop(path, None)
+        found: dict[str, Entry] = {}
+        for path, child, status in self._look(found):
+            entry = self._read(path, child.path, status)
+            if entry is not None:
+                found[path] = entry
         self._forget_recent(now)
-        for path in always_read:  # written to without a trace, now or later
+        for path in always_read:  # may have been written to since, without a trace
             self._seen.pop(path, None)
-        deletes = [path for path in base if path not in found]
-        for path in deletes:
+        changes = difference(self._base, found)
+        for path in changes.deletes:
             self._seen.pop(path, None)
-        return Changes(puts, deletes)
+        return changes
 
     def _read(self, path: str, location: str, status: os.stat_result) -> Entry | None:
         mode = status.st_mode
@@ -243,14 +239,11 @@ class View:
     def _clear_unknown(self) -> Mapping[str, Entry]:
         intact: dict[str, Entry] = {}
         unknown: list[str] = []
-        for path, _, status in self._walk():
-            entry = self._known(path, status)
-            if entry is None and stat.S_ISDIR(status.st_mode):
-                entry = directory(status.st_mtime_ns, stat.S_IMODE(status.st_mode))
-            if entry is None:
-                unknown.append(path)
+        for path, _, status in self._look(intact):
+            if stat.S_ISDIR(status.st_mode):
+                intact[path] = directory(status.st_mtime_ns, stat.S_IMODE(status.st_mode))
             else:
-                intact[path] = entry
+                unknown.append(path)
         for path in unknown:
             self._remove(path)
         self._seen = {path: seen for path, seen in self._seen.items() if path in intact}
