@@ -76,6 +76,7 @@ class VolumeFiles:
         self._volume = volume
         self._mount = mount
         self._deadline = deadline
+        self._found = False
 
     @classmethod
     def open(cls, resources: ResourceNames, mount: Path | None = None) -> VolumeFiles:
@@ -212,12 +213,14 @@ class VolumeFiles:
         """Tell a missing Volume from a missing path: the SDK reports both alike."""
         from modal import exception
 
-        try:
-            await self._volume.hydrate.aio()
-        except exception.NotFoundError as error:
-            raise NotFoundError(
-                f"the environment's Volume does not exist ({error}); create it: modalflow create"
-            ) from error
+        if not self._found:
+            try:
+                await self._volume.hydrate.aio()
+            except exception.NotFoundError as error:
+                raise NotFoundError(
+                    f"the environment's Volume does not exist ({error}); create it: modalflow create"
+                ) from error
+            self._found = True
         return await operation()
 
 
