@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,3 +62,17 @@ def test_an_image_is_described_without_a_connection() -> None:
     )
 
     assert image.build_image(config) is not None
+
+
+def test_describing_an_environment_never_imports_airflow() -> None:
+    """Importing Airflow takes seconds, and needs settings that the user's machine may not have."""
+    code = (
+        "import sys\n"
+        "from airflow_provider_modal import app, deployment, provision\n"
+        "from airflow_provider_modal.config import EnvironmentConfig\n"
+        "assert 'modal' not in sys.modules\n"
+        "config = EnvironmentConfig('postgresql://u@h/d')\n"
+        "app.build_app(config, 'dev'), deployment.describe(config, 'dev')\n"
+        "sys.exit('airflow' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
