@@ -116,7 +116,7 @@ class LogShipper:
             except Exception as error:
                 # Whatever it is, the task must not notice; the next attempt uploads the same pieces.
                 pause = min(max(pause, self._interval) * 2, MAX_PAUSE)
-                log.warning("log segment %s is not on the Volume yet: %s", self._pending[0].path, error)
+                log.warning("%s is not on the Volume yet beyond byte %d: %s", self._local, self._shipped(), error)
                 more = True
             if finishing:
                 if not more or time.monotonic() >= (self._ends or 0):

@@ -19,6 +19,7 @@ import json
 import logging
 import os
 import selectors
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -95,11 +96,24 @@ def supervise(workload: str, lost_container: str | None = None) -> dict[str, Any
         log.exception("Airflow's supervisor failed")
         what = "failed while the task ran" if transport.started else "could not start the task"
         return _ended("failed", f"Airflow's supervisor {what}: {type(error).__name__}: {error}")
+    if exit_code != 0:
+        # Airflow's own word on this is only a log line; with retries left it does not even write the state.
+        return _ended("failed", f"{_death(exit_code)} before it could tell Airflow how it ended", exit_code)
     return _ended("done", None, exit_code)
 
 
+def _death(exit_code: int) -> str:
+    if exit_code >= 0:
+        return f"the task's process exited with code {exit_code}"
+    try:
+        name = signal.Signals(-exit_code).name
+    except ValueError:
+        name = "unknown"
+    return f"the task's process was killed by signal {-exit_code} ({name})"
+
+
 def _ended(outcome: Outcome, reason: str | None, exit_code: int | None = None) -> dict[str, Any]:
-    return {"outcome": outcome, "reason": reason, "exit_code": exit_code}
+    return {"outcome": outcome, "reason": reason, "exit_code": None if exit_code is None else int(exit_code)}
 
 
 @cache

@@ -210,13 +210,12 @@ class _Run:
         return self._result(ending.outcome, memory.rose(oom_kills, memory.oom_kills()))
 
     def _result(self, outcome: Outcome, out_of_memory: bool) -> tuple[wire.Outcome, str | None]:
-        if outcome.error is None:
-            if out_of_memory:
-                # The supervisor survived and has told Airflow; its own line in the log only guesses.
-                self.log.note("error", self._out_of_memory())
+        if outcome.error is None and outcome.result["outcome"] != "failed":
             return outcome.result["outcome"], outcome.result["reason"]
         if out_of_memory:
             return "failed", self._out_of_memory()
+        if outcome.error is None:
+            return "failed", outcome.result["reason"]
         return "failed", f"the task's supervisor ended unexpectedly: {outcome.error}"
 
     def _out_of_memory(self) -> str:

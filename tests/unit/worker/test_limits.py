@@ -1,0 +1,94 @@
+"""How does a child end that takes too long, or that nobody wants any more?"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from airflow_provider_modal.container.zygote import Zygote
+from airflow_provider_modal.worker import limits, memory
+
+TARGETS = str(Path(__file__).parent.parent)
+
+
+@pytest.fixture(scope="module")
+def zygote() -> Iterator[Zygote]:
+    sys.path.insert(0, TARGETS)
+    try:
+        zygote = Zygote.start()
+    finally:
+        sys.path.remove(TARGETS)
+    yield zygote
+    zygote.stop()
+
+
+def test_child_within_its_limit(zygote: Zygote) -> None:
+    child = zygote.spawn("zygote_targets:echo", {"value": 1})
+    ending = limits.await_end(child, 30, limits.Cancellation())
+    assert (ending.stopped, ending.killed, ending.outcome.result) == (None, False, 1)
+
+
+@pytest.mark.parametrize(("timeout", "requested", "why"), [(0.1, False, "timeout"), (60, True, "cancelled")])
+def test_child_is_told_to_stop(zygote: Zygote, timeout: float, requested: bool, why: str) -> None:
+    told: list[str] = []
+    child = zygote.spawn("zygote_targets:sleep", {})
+    ending = limits.await_end(child, timeout, limits.Cancellation(requested), on_stop=told.append)
+    assert (ending.stopped, ending.killed, ending.outcome.signal) == (why, False, signal.SIGTERM)
+    assert told == [why]
+
+
+def test_child_that_ignores_sigterm_is_killed(zygote: Zygote) -> None:
+    child = zygote.spawn("zygote_targets:ignore_sigterm", {})
+    ending = limits.await_end(child, 0.5, limits.Cancellation(), grace=0.2)
+    assert (ending.stopped, ending.killed, ending.outcome.signal) == ("timeout", True, signal.SIGKILL)
+
+
+def test_cancellation_is_noted_not_raised() -> None:
+    def modals(_signum: int, _frame: object) -> None:
+        raise AssertionError("the task's work must not be interrupted")
+
+    former = signal.signal(signal.SIGUSR1, modals)
+    try:
+        with limits.cancellation() as cancelled:
+            assert not cancelled.requested
+            os.kill(os.getpid(), signal.SIGUSR1)
+            ends = time.monotonic() + 5
+            while not cancelled.requested and time.monotonic() < ends:
+                time.sleep(0.01)
+            assert cancelled.requested
+        assert signal.getsignal(signal.SIGUSR1) is modals
+    finally:
+        signal.signal(signal.SIGUSR1, former)
+
+
+def test_cancellation_off_the_main_thread_is_harmless() -> None:
+    found: list[limits.Cancellation] = []
+
+    def work() -> None:
+        with limits.cancellation() as cancelled:
+            found.append(cancelled)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [limits.Cancellation(False)]
+
+
+def test_memory_counter(tmp_path: Path) -> None:
+    events = tmp_path / "memory.events"
+    assert memory.oom_kills((events,)) is None
+    events.write_text("low 0\nhigh 0\nmax 12\noom 3\noom_kill 2\noom_group_kill 0\n")
+    assert memory.oom_kills((tmp_path / "absent", events)) == 2
+    assert memory.rose(1, 2) and not memory.rose(2, 2) and not memory.rose(None, 2)
+
+
+def test_memory_reason_names_limit_and_setting() -> None:
+    reason = memory.reason("large", 2048)
+    assert "2048 MiB" in reason and "workers.large.memory" in reason
