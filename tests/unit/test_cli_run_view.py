@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from airflow_provider_modal.cli import run_view
+from airflow_provider_modal.cli.output import seconds
+from airflow_provider_modal.errors import ModalflowError, UnreachableError
+
+
+def task(name: str, state: str | None, **more: Any) -> dict[str, Any]:
+    return {
+        "task_id": name,
+        "map_index": -1,
+        "try_number": 1,
+        "state": state,
+        "queued_at": "2025-01-01T00:00:00+00:00",
+        "start": "2025-01-01T00:00:01.5Z",
+        "end": "2025-01-01T00:01:06.5+00:00",
+        "host": "ta-1",
+        "external_executor_id": None,
+        "reason": None,
+        **more,
+    }
+
+
+def run_of(state: str, *tasks: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "dag_id": "d",
+        "run_id": "r[bold]",
+        "state": state,
+        "queued_at": None,
+        "start": "2025-01-01T00:00:00+00:00",
+        "end": "2025-01-01T01:00:00+00:00",
+        "tasks": list(tasks),
+    }
+
+
+def shown(run: dict[str, Any]) -> str:
+    out = io.StringIO()
+    Console(file=out, width=200).print(run_view.view(run))
+    return out.getvalue()
+
+
+def test_a_run_is_shown_with_all_tries_and_names_as_they_are() -> None:
+    first_try = task("flaky", "failed", reason="out of memory")
+    text = shown(
+        run_of(
+            "success",
+            task("[red]x", "success"),
+            task("square", "success", map_index=2),
+            task("flaky", "success", try_number=2, history=[first_try]),
+        )
+    )
+    assert "r[bold]" in text
+    assert "[red]x" in text
+    assert "square[2]" in text
+    assert "out of memory" in text
+    assert text.count("flaky") == 2
+    assert "1.5 s" in text
+    assert "1 min 05 s" in text
+    assert "1 h 00 min" in text
+
+
+def test_a_run_without_tasks_and_times_is_shown() -> None:
+    blank = {"queued_at": None, "start": None, "end": None}
+    text = shown({**run_of("queued", task("a", None, host=None, **blank)), **blank})
+    assert "queued" in text
+    assert "reason" not in text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, ""),
+        (0.04, "0.0 s"),
+        (59.94, "59.9 s"),
+        (60, "1 min 00 s"),
+        (3599.6, "1 h 00 min"),
+        (7260, "2 h 01 min"),
+    ],
+)
+def test_durations(value: float | None, text: str) -> None:
+    assert seconds(value) == text
+
+
+def test_each_change_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run_view, "POLL_SECONDS", 0.0)
+    answers: Iterator[run_view.Run | UnreachableError] = iter(
+        [
+            run_of("running", task("a", None), task("b", "queued")),
+            run_of("running", task("a", None), task("b", "queued")),
+            UnreachableError("away"),
+            run_of("running", task("a", "up_for_retry"), task("b", "failed", reason="killed")),
+            run_of("failed", task("a", "success", try_number=2), task("b", "failed", reason="killed")),
+        ]
+    )
+
+    def fetch() -> run_view.Run:
+        answer = next(answers)
+        if isinstance(answer, UnreachableError):
+            raise answer
+        return answer
+
+    assert run_view.follow(fetch, timeout=None)["state"] == "failed"
+    lines = capsys.readouterr().err.splitlines()
+    assert lines.pop(2) == "away; the run goes on, asking again"
+    assert [line.split(" ", 1)[1] for line in lines] == [
+        "run r[bold]: running",
+        "b: queued",
+        "a: up_for_retry",
+        "b: failed: killed",
+        "run r[bold]: failed",
+        "a: success (try 2)",
+    ]
+
+
+def test_waiting_has_a_limit() -> None:
+    with pytest.raises(ModalflowError, match=r"not ended within 0\.1 s; it goes on"):
+        run_view.follow(lambda: run_of("running"), timeout=0.1)
+
+
+def test_patience_with_a_modal_that_is_away_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_view, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(run_view, "PATIENCE_SECONDS", 0.05)
+
+    def fetch() -> run_view.Run:
+        raise UnreachableError("away")
+
+    with pytest.raises(UnreachableError):
+        run_view.follow(fetch, timeout=None)
