@@ -23,9 +23,9 @@ from local_modal.server import Options, Server
 from local_modal.store import StateDirInUse
 
 DESCRIPTION = """\
-A local Modal: one process that the unmodified `modal` package talks to instead of Modal's cloud. No account,
-no Docker. Containers are processes of this machine; deployed apps, volumes, dicts, queues and secrets live in
-the state directory and survive a restart.
+A local Modal server: one process that the unmodified `modal` package talks to instead of Modal's cloud. No
+account, no Docker. Containers are processes of this machine; deployed apps, volumes, dicts, queues and
+secrets live in the state directory and survive a restart.
 """
 SERVE = f"""\
 Start a server and stay in the foreground; stop it with Ctrl-C. When it is ready it prints one line of JSON:

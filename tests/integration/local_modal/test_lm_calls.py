@@ -105,8 +105,12 @@ def test_an_input_whose_container_died_starts_again(server: LocalModal, how: str
         # The first thing that an attempt does is to count itself, soon after its hand-out.
         time.sleep(0.3)
         server.control("kill", task_id=task["task_id"])
-        wait_until(lambda gone=task: gone["task_id"] not in [t["task_id"] for t in server.tasks()], 10)
+        _wait_until_gone(server, task["task_id"])
     assert client(server, f"result = modal.FunctionCall.from_id({call_id!r}).get()")[0] == 3
+
+
+def _wait_until_gone(server: LocalModal, task_id: str) -> None:
+    wait_until(lambda: task_id not in [task["task_id"] for task in server.tasks()], 10)
 
 
 def test_with_options_has_a_pool_of_its_own_and_replaces_secrets(isolated_server: LocalModal) -> None:

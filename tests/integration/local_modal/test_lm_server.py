@@ -1,0 +1,142 @@
+"""The server as a process: its command line, its state over restarts, what it says when it can't start."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from local_modal.testing import ControlError, LocalModal, wait_until
+from tests.integration.local_modal.conftest import client, deploy, modal
+
+
+def local_modal(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "local_modal", *arguments],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3] / "dev")} | environ,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+
+@pytest.mark.parametrize("end", [LocalModal.stop, LocalModal.kill])
+def test_deployed_apps_and_objects_survive_a_restart(
+    fresh_local_modal: LocalModal, end: Callable[[LocalModal], None]
+) -> None:
+    server = fresh_local_modal
+    modal(server, "environment", "create", "staging")
+    deploy(server, "basics")
+    deploy(server, "basics", MODAL_ENVIRONMENT="staging")
+    put = (
+        "modal.Dict.from_name('kept', create_if_missing=True)['k'] = 'v'\n"
+        "modal.Queue.from_name('kept', create_if_missing=True).put(1)\n"
+        "with modal.Volume.from_name('basics-volume').batch_upload() as batch:\n"
+        "    batch.put_file(__import__('io').BytesIO(b'data'), '/file')\n"
+        "result = f('square').remote(2)"
+    )
+    assert client(server, put) == 4
+    url = server.server_url
+    end(server)
+    server.start()
+    assert server.server_url == url
+    get = (
+        "result = [modal.Dict.from_name('kept')['k'], modal.Queue.from_name('kept').get(),\n"
+        "    b''.join(modal.Volume.from_name('basics-volume').read_file('file')).decode(),\n"
+        "    f('square').remote(3)]\n"
+        "staged = modal.Function.from_name('basics', 'square', environment_name='staging')\n"
+        "result.append(staged.remote(4))"
+    )
+    assert client(server, get) == ["v", 1, "data", 9, 16]
+
+
+def test_schedules_survive_a_restart(fresh_local_modal: LocalModal) -> None:
+    deploy(fresh_local_modal, "scheduled")
+    fresh_local_modal.kill()
+    fresh_local_modal.start()
+    code = "q = modal.Queue.from_name('ticks', create_if_missing=True); q.clear(); result = q.get(timeout=20)"
+    assert client(fresh_local_modal, code)
+
+
+def test_a_stopped_server_leaves_no_container(fresh_local_modal: LocalModal) -> None:
+    server = fresh_local_modal
+    deploy(server, "basics")
+    client(server, "f('square').remote(1)\nresult = f('sleepy').spawn(50).object_id")
+    wait_until(lambda: server.tasks("sleepy"))
+    pids = [task["pid"] for task in server.tasks()]
+    assert len(pids) == 2
+    server.stop()
+    assert not [pid for pid in pids if pid and Path(f"/proc/{pid}").exists()]
+    assert not list((server.state_dir / "tasks").iterdir())
+
+
+def test_a_second_server_on_the_same_state_is_refused(isolated_server: LocalModal) -> None:
+    done = local_modal("serve", "--state-dir", str(isolated_server.state_dir))
+    assert done.returncode == 1 and done.stdout == ""
+    assert "is in use by another local Modal server" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_taken_port_is_said(isolated_server: LocalModal, tmp_path: Path) -> None:
+    port = isolated_server.server_url.rpartition(":")[2]
+    done = local_modal("serve", "--state-dir", str(tmp_path), "--port", port)
+    assert done.returncode == 1 and f":{port}" in done.stderr and "in use" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_interpreter_that_does_not_work_is_said(tmp_path: Path) -> None:
+    done = local_modal("serve", "--state-dir", str(tmp_path), "--python", "/nonexistent/python")
+    assert done.returncode == 1 and "/nonexistent/python" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_env_prints_what_a_shell_needs(isolated_server: LocalModal) -> None:
+    done = local_modal("env", "--state-dir", str(isolated_server.state_dir))
+    assert f"export MODAL_SERVER_URL={isolated_server.server_url}" in done.stdout.splitlines()
+    assert json.loads((isolated_server.state_dir / "server.json").read_text())["pid"] == isolated_server.pid
+
+
+def test_env_without_a_server_says_how_to_start_one(tmp_path: Path) -> None:
+    done = local_modal("env", "--state-dir", str(tmp_path))
+    assert done.returncode == 1 and "serve --state-dir" in done.stderr
+
+
+@pytest.mark.parametrize("command", [[], ["serve"], ["env"], ["fault"]])
+def test_help(command: list[str]) -> None:
+    done = local_modal(*command, "--help")
+    assert done.returncode == 0 and "server" in done.stdout
+
+
+def test_faults_refuse_what_is_not_there(isolated_server: LocalModal) -> None:
+    with pytest.raises(ControlError, match="no live container matches"):
+        isolated_server.control("kill", task_id="ta-nope")
+    with pytest.raises(ControlError, match="NOPE"):
+        isolated_server.control("kill", function_name="square", signal="NOPE")
+    with pytest.raises(ControlError, match="not running"):
+        isolated_server.control("redeliver", input_id="in-nope")
+    done = local_modal("fault", "kill", "--state-dir", str(isolated_server.state_dir), "--task-id", "ta-nope")
+    assert done.returncode == 1 and "no live container" in done.stderr
+
+
+def test_an_rpc_that_is_not_there_is_named(isolated_server: LocalModal) -> None:
+    code = (
+        "import modal\n"
+        "try:\n    modal.Sandbox.create(app=modal.App.lookup('sandboxes', create_if_missing=True))\n"
+        "except Exception as error:\n    result = [type(error).__name__, str(error)]"
+    )
+    name, message = client(isolated_server, code)
+    assert "is not implemented by the local Modal server" in message, name
+    assert "is not implemented by the local Modal server" in isolated_server.log
+
+
+def test_the_server_listens_on_loopback_only(isolated_server: LocalModal) -> None:
+    port = int(isolated_server.server_url.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port), timeout=5):
+        pass
+    hosts = {line.split()[1].split(":")[0] for line in Path("/proc/net/tcp").read_text().splitlines()[1:]
+             if line.split()[1].endswith(f":{port:04X}")}  # fmt: skip
+    assert hosts and "00000000" not in hosts
