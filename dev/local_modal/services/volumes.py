@@ -62,16 +62,18 @@ class VolumeService(Service):
     def __init__(self, server: Server) -> None:
         super().__init__(server)
         self.objects = Objects(server, VOLUME, "Volume", self._drop)
-        self.files = VolumeStore(server.state_dir / "volumes")
-        self.mounted = MountedViews(
-            self.files, server.state_dir / "views", lambda task_id: server.workers.pids(task_id)
-        )
+        self.files: VolumeStore
+        self.mounted: MountedViews
         server.http.add_route("PUT", "/volumes/blocks/{sha256}", self._receive_block)
         server.http.add_route("GET", "/volumes/contents/{sha256}", self._send_content)
 
     async def start(self) -> None:
         """Load all Volumes and remove the contents that none of them has any more."""
         await self.objects.start()
+        self.files = await asyncio.to_thread(VolumeStore, self.server.state_dir / "volumes")
+        self.mounted = await asyncio.to_thread(
+            MountedViews, self.files, self.server.state_dir / "views", self._pids
+        )
         known = {record.object_id for record in self.objects.all()}
         for volume_id in known:
             self.files.create(volume_id)
@@ -232,6 +234,9 @@ class VolumeService(Service):
 
     # How.
 
+    def _pids(self, task_id: str) -> Iterable[int]:
+        return self.server.workers.pids(task_id)
+
     def _manifest(self, volume_id: str) -> Manifest:
         self.objects.get(volume_id)
         return self.files.head(volume_id).manifest
@@ -352,15 +357,13 @@ class VolumeService(Service):
         return web.Response(text=writer.finish())
 
     async def _send_content(self, request: web.Request) -> web.Response:
-        sha256, start, end = (
-            request.match_info["sha256"],
-            int(request.query["start"]),
-            int(request.query["end"]),
-        )
         try:
-            data = await asyncio.to_thread(self.files.blobs.read, sha256, start, end - start)
-        except (MissingBlob, ValueError):
-            raise web.HTTPNotFound(text=f"No content {sha256}") from None
+            start, end = (abs(int(request.query[name])) for name in ("start", "end"))
+            data = await asyncio.to_thread(
+                self.files.blobs.read, request.match_info["sha256"], start, max(0, end - start)
+            )
+        except (KeyError, MissingBlob, ValueError):
+            raise web.HTTPNotFound(text=f"No content {request.path_qs}") from None
         digest = base64.b64encode(hashlib.sha256(data).digest()).decode()
         return web.Response(body=data, headers={"Repr-Digest": f"sha-256=:{digest}:"})
 

@@ -40,8 +40,6 @@ class BlobStore:
         self._temporary.mkdir(parents=True, exist_ok=True)
         self._names = itertools.count()
         self._reflinks = True
-        for index in range(256):
-            (root / f"{index:02x}").mkdir(exist_ok=True)
 
     def path(self, sha256: str) -> Path:
         """Where a content is; its bytes never change.
@@ -228,7 +226,12 @@ class BlobWriter:
         """Put the content into its place and return its sha256."""
         self._stream.close()
         os.chmod(self._temporary, 0o444)
-        os.rename(self._temporary, self._location(self.sha256))
+        location = self._location(self.sha256)
+        try:
+            os.rename(self._temporary, location)
+        except FileNotFoundError:  # the first content in this directory
+            os.makedirs(os.path.dirname(location), exist_ok=True)
+            os.rename(self._temporary, location)
         return self.sha256
 
     def discard(self) -> None:
