@@ -26,9 +26,6 @@ from airflow_provider_modal.names import ResourceNames
 from airflow_provider_modal.volume import dag_versions
 from airflow_provider_modal.volume.files import VolumeFiles
 
-HEAD_VARIABLE = "MODALFLOW_DAG_VERSION"
-"""Environment variable: digest of the version that is current for this process."""
-
 
 class VolumeDagBundle(base.BaseDagBundle):
     """The DAG tree of an environment's Volume, by version.
@@ -45,7 +42,9 @@ class VolumeDagBundle(base.BaseDagBundle):
         super().__init__(**kwargs)
         self._environment = environment
         # Elsewhere Airflow's own folder, where it removes versions that nobody uses any more.
-        self._root = default_root() if airflow_settings.ROLE in os.environ else Path(self.versions_dir)
+        self._root = (
+            dag_versions.default_root() if airflow_settings.ROLE in os.environ else Path(self.versions_dir)
+        )
         self._digest: str | None = self.version
 
     def initialize(self) -> None:
@@ -53,7 +52,7 @@ class VolumeDagBundle(base.BaseDagBundle):
 
         :raises ModalflowError: the Volume can't be read or does not hold the version.
         """
-        digest = self.version or os.environ.get(HEAD_VARIABLE)
+        digest = self.version or os.environ.get(dag_versions.HEAD_VARIABLE)
         if digest is None:
             files = self._files()
             digest = dag_versions.head(files) or dag_versions.snapshot(files).digest
@@ -69,7 +68,7 @@ class VolumeDagBundle(base.BaseDagBundle):
             raise ModalflowError(
                 f"bundle {self.name} was opened for version {self.version}; it can't move to another"
             )
-        self._use(os.environ.get(HEAD_VARIABLE) or dag_versions.snapshot(self._files()).digest)
+        self._use(os.environ.get(dag_versions.HEAD_VARIABLE) or dag_versions.snapshot(self._files()).digest)
 
     def get_current_version(self) -> Any:
         """Return the digest of the version in use, in the form that this Airflow asks for."""
@@ -105,8 +104,3 @@ class VolumeDagBundle(base.BaseDagBundle):
         return VolumeFiles.open(
             ResourceNames(environment), airflow_settings.volume_mount() if in_container else None
         )
-
-
-def default_root() -> Path:
-    """Return where containers of an environment materialise DAG versions."""
-    return airflow_settings.local_root() / "dag-versions"

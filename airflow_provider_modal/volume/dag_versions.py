@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from airflow_provider_modal import names
+from airflow_provider_modal import airflow_settings, names
 from airflow_provider_modal.errors import ModalflowError, NotFoundError
 from airflow_provider_modal.volume.files import Entry, VolumeFiles
 from airflow_provider_modal.volume.paths import below, inner_path
@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 FILES_FOLDER = f"{names.INTERNAL_FOLDER}/dag-files"
 VERSIONS_FOLDER = f"{names.INTERNAL_FOLDER}/dag-versions"
 HEAD_PATH = f"{names.INTERNAL_FOLDER}/dags-head.json"
+HEAD_VARIABLE = "MODALFLOW_DAG_VERSION"
+"""Environment variable that names the version which is current for a process in a container."""
 
 FORMAT = 1
 RACY_SECONDS = 5.0
@@ -126,6 +128,11 @@ def head(files: VolumeFiles) -> str | None:
     return _read_head(files).digest or None
 
 
+def default_root() -> Path:
+    """Return where containers of an environment materialise versions."""
+    return airflow_settings.local_root() / "dag-versions"
+
+
 def local_path(root: Path, digest: str) -> Path:
     """Return where below ``root`` a version is materialised; it is complete if that folder exists.
 
@@ -177,7 +184,8 @@ def _dag_files(files: VolumeFiles) -> dict[str, Entry]:
     found: dict[str, Entry] = {}
     for entry in files.list(names.DAGS_FOLDER, recursive=True):
         path = entry.path.removeprefix(prefix)
-        if entry.is_dir or not is_dag_tree_path(path):
+        # The listing of a file named "dags" is that file.
+        if entry.is_dir or path == entry.path or not is_dag_tree_path(path):
             continue
         if not entry.is_file:
             log.warning("%s is not a regular file and no part of the DAG version", entry.path)

@@ -116,6 +116,12 @@ def test_a_volume_without_dags_has_a_version_too(files: Observed, tmp_path: Path
     assert snapshot(files) == version
 
 
+def test_a_file_in_place_of_the_folder_is_no_dag(files: Observed) -> None:
+    files.write("dags", b"not a folder")
+
+    assert snapshot(files).files == {}
+
+
 def test_an_unchanged_tree_costs_one_listing_and_one_read(files: Observed) -> None:
     put(files, **{f"d{n}": str(n) for n in range(50)})
     version = snapshot(files, clock=later)
