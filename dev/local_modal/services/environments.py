@@ -1,4 +1,6 @@
-"""Environments: the namespaces of all named objects. The default one is called `main`."""
+"""Environments: the namespaces of all named objects. The default one is called `main`. Also the greeting with
+which a client checks that the server is there.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ TABLE = "environments"
 
 
 class EnvironmentService(Service):
-    """Environment* RPCs, and `resolve` for every service that keeps named objects."""
+    """Environment* RPCs, ClientHello, and `resolve` for every service that keeps named objects."""
 
     async def start(self) -> None:
         self._created: dict[str, tuple[str, float]] = {}
@@ -42,6 +44,9 @@ class EnvironmentService(Service):
                 f"Environment '{name}' not found: create it with `modal environment create {name}`.",
             )
         return name
+
+    async def ClientHello(self, request: Empty) -> api.ClientHelloResponse:
+        return api.ClientHelloResponse(image_builder_version=IMAGE_BUILDER_VERSION)
 
     async def EnvironmentGetOrCreate(
         self, request: api.EnvironmentGetOrCreateRequest

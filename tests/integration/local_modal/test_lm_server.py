@@ -140,3 +140,7 @@ def test_the_server_listens_on_loopback_only(isolated_server: LocalModal) -> Non
     hosts = {line.split()[1].split(":")[0] for line in Path("/proc/net/tcp").read_text().splitlines()[1:]
              if line.split()[1].endswith(f":{port:04X}")}  # fmt: skip
     assert hosts and "00000000" not in hosts
+
+
+def test_a_client_may_greet_the_server(local_modal: LocalModal) -> None:
+    assert client(local_modal, "modal.Client.from_env().hello(); result = 'answered'") == "answered"
