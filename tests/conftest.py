@@ -10,7 +10,6 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 
 import psycopg2
@@ -18,7 +17,7 @@ import pytest
 
 from tools.postgres import THROW_AWAY, serve
 
-pytest_plugins = ["local_modal.pytest_plugin"] if find_spec("local_modal.pytest_plugin") else []
+pytest_plugins = ["local_modal.pytest_plugin", "tests.support.airflow_children"]
 
 
 @pytest.fixture(scope="session")

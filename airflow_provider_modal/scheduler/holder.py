@@ -1,0 +1,257 @@
+"""What does the entry process do in a scheduler run? It holds the lock and has the work done by children.
+
+The order matters. The wish for this run is taken before the database is first read, so that a wake-up during
+the run starts another one. Files are parsed before anything is scheduled, so that a new DAG's first run
+starts at once. When the lock is lost, the working child dies before anything else happens, because from
+then on somebody else may schedule.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import psycopg2
+
+from airflow_provider_modal import airflow_settings, wakeup
+from airflow_provider_modal.config import SchedulerConfig
+from airflow_provider_modal.db.connect import application_name
+from airflow_provider_modal.db.lock import AdvisoryLock, LockHeldError
+from airflow_provider_modal.errors import ModalflowError, NotFoundError
+from airflow_provider_modal.names import ResourceNames
+from airflow_provider_modal.scheduler import due, jobs
+from airflow_provider_modal.scheduler import run as child_targets
+from airflow_provider_modal.scheduler.parsing import Limits
+from airflow_provider_modal.volume import dag_versions
+from airflow_provider_modal.volume.files import VolumeFiles
+
+if TYPE_CHECKING:
+    from airflow_provider_modal.container.zygote import Child, Zygote
+
+log = logging.getLogger(__name__)
+
+PREDECESSOR_SECONDS = 15.0
+"""How long to wait for a former run of ours to let go of the lock."""
+PARSE_SHARE = 0.25
+"""Share of a run's time after which no further file is parsed."""
+END_SECONDS = 60.0
+"""What a child may take on top of its time, to end."""
+DAG_VERSION = "MODALFLOW_DAG_VERSION"
+"""Tells the bundle of a child which DAG version is the current one."""
+
+
+def run(zygote: Zygote, reason: str = "") -> dict[str, Any]:
+    """Do one bounded piece of scheduling and return what was done.
+
+    Whatever goes wrong below is logged and left to the next run, which the schedule starts.
+
+    :param reason: who asked for the run, for the log.
+    :raises ModalflowError: the database can't be reached, refuses us or is not migrated.
+    """
+    config = airflow_settings.deployed_config().scheduler
+    resources = airflow_settings.deployed_names()
+    lock = AdvisoryLock(airflow_settings.database_url(), application_name=application_name(resources.env))
+    started = time.monotonic()
+    try:
+        lock.acquire(wait=PREDECESSOR_SECONDS)
+    except LockHeldError as error:
+        log.warning("this run does nothing: %s", error)
+        return {"outcome": "locked", "reason": reason, "message": str(error)}
+    with lock:
+        summary = _Run(zygote, lock, config, resources, started).work()
+    if summary.pop("more"):
+        _hand_over(resources)
+    summary = {"reason": reason, **summary, "seconds": round(time.monotonic() - started, 3)}
+    log.info("scheduler run: %s", summary)
+    return summary
+
+
+class _Run:
+    """One run under the lock."""
+
+    def __init__(
+        self,
+        zygote: Zygote,
+        lock: AdvisoryLock,
+        config: SchedulerConfig,
+        resources: ResourceNames,
+        started: float,
+    ) -> None:
+        self._zygote = zygote
+        self._lock = lock
+        self._config = config
+        self._resources = resources
+        self._started = started
+        self._worker = _Worker()
+
+    def work(self) -> dict[str, Any]:
+        summary: dict[str, Any] = {}
+        try:
+            with self._lock.watch(self._worker.end):
+                summary = self._steps()
+        except psycopg2.Error:
+            # Also what a statement gets that was under way when the connection died.
+            if self._lock.ping():
+                raise
+        if self._lock.lost:
+            log.error("the scheduler's lock was lost; its child was killed, the next run takes over")
+            return {**summary, "outcome": "lost the lock", "more": False}
+        return summary
+
+    def _steps(self) -> dict[str, Any]:
+        _take_wish(self._resources)
+        due.require_schema(self._lock.connection)
+        ended = jobs.end_predecessors(self._lock.connection, self._resources.env)
+        summary: dict[str, Any] = {"predecessors": ended, "parse": self._parse()}
+        scheduled = self._in_child(
+            child_targets.SCHEDULE,
+            {"env": self._resources.env, "max_seconds": self._seconds_left()},
+            {},
+            self._seconds_left() + END_SECONDS,
+        )
+        summary["schedule"] = scheduled
+        failed = "error" in scheduled
+        if not failed and not self._lock.lost:
+            self._leave(scheduled)
+        more = not failed and (scheduled.get("stopped") == "budget" or self._callbacks_wait())
+        return {"outcome": "failed" if failed else "done", **summary, "more": more}
+
+    def _parse(self) -> dict[str, Any]:
+        """Parse what must be parsed; running tasks are looked after even when that is not possible."""
+        files = VolumeFiles.open(self._resources, airflow_settings.volume_mount())
+        root = airflow_settings.local_root() / "dag-versions"
+        try:
+            version = dag_versions.snapshot(files)
+            need = due.parse_need(self._lock.connection, version.digest, empty=not version.files)
+            if not need.reasons:
+                return {"skipped": "nothing changed"}
+            dag_versions.materialise(files, version.digest, root)
+            unchanged = _unchanged(files, version, need.parsed_version)
+        except ModalflowError as error:
+            log.error("DAG files can't be parsed in this run: %s", error)
+            return {"error": str(error)}
+        limits = Limits(self._config.parse_timeout_seconds, self._config.max_run_seconds * PARSE_SHARE)
+        arguments = {
+            "digest": version.digest,
+            "unchanged": unchanged,
+            "per_file": limits.per_file,
+            "phase": limits.phase,
+        }
+        environ = {DAG_VERSION: version.digest}
+        parsed = self._in_child(child_targets.PARSE, arguments, environ, limits.at_most)
+        return {"because": list(need.reasons), "version": version.digest[:12], **parsed}
+
+    def _in_child(
+        self, target: str, arguments: dict[str, Any], environ: Mapping[str, str], seconds: float
+    ) -> dict[str, Any]:
+        """Run a target in a child and return its result, or ``{"error": ...}``."""
+        if self._lock.lost:
+            return {"error": "the lock was lost"}
+        try:
+            child = self._zygote.spawn(target, arguments, environ)
+        except ModalflowError as error:
+            log.error("%s could not be started: %s", target, error)
+            return {"error": str(error)}
+        with self._worker.is_(child):
+            outcome = child.wait(seconds)
+            if outcome is None:
+                log.error("%s did not end within %g s and is killed", target, seconds)
+                child.kill()
+                child.wait(END_SECONDS)
+                return {"error": f"it did not end within {seconds:g} s"}
+        if outcome.error is not None:
+            log.error("%s failed: %s", target, outcome.error)
+            return {"error": outcome.error}
+        result: dict[str, Any] = outcome.result
+        return result
+
+    def _seconds_left(self) -> float:
+        """Return the time for scheduling: what parsing left of the run's, but never nothing."""
+        used = time.monotonic() - self._started
+        return max(self._config.max_run_seconds - used, self._config.max_run_seconds * PARSE_SHARE)
+
+    def _leave(self, scheduled: Mapping[str, Any]) -> None:
+        env, connection = self._resources.env, self._lock.connection
+        try:
+            jobs.leave_healthy(connection, env, scheduled["job_id"], scheduled["hostname"])
+            jobs.prune(connection, env)
+        except psycopg2.Error as error:
+            log.warning("the scheduler's job row could not be refreshed: %s", " ".join(str(error).split()))
+
+    def _callbacks_wait(self) -> bool:
+        """Tell whether scheduling left callbacks, which only the parse phase of another run executes."""
+        try:
+            return due.callbacks_wait(self._lock.connection)
+        except psycopg2.Error as error:
+            log.warning("whether callbacks wait is unknown: %s", " ".join(str(error).split()))
+            return False
+
+
+class _Worker:
+    """The child that works for the lock's holder; none lives on once the lock is lost."""
+
+    def __init__(self) -> None:
+        self._changing = threading.Lock()
+        self._child: Child | None = None
+        self._ended = False
+
+    @contextmanager
+    def is_(self, child: Child) -> Iterator[None]:
+        """Let ``child`` be the one that works, for the time of the block."""
+        self._set(child)
+        try:
+            yield
+        finally:
+            self._set(None)
+
+    def end(self) -> None:
+        """Kill the child that works, and any that would begin to."""
+        with self._changing:
+            self._ended = True
+            if self._child is not None:
+                self._child.kill()
+
+    def _set(self, child: Child | None) -> None:
+        with self._changing:
+            self._child = child
+            if child is not None and self._ended:
+                child.kill()
+
+
+def _take_wish(resources: ResourceNames) -> None:
+    import modal
+
+    try:
+        wish = wakeup.take_wish(modal.Dict.from_name(resources.state_dict))
+    except Exception as error:
+        # Left behind, it keeps others from waking until the tick; this run is worth doing all the same.
+        log.warning("the wake-up could not be taken: %s: %s", type(error).__name__, error)
+        return
+    if wish:
+        log.info("woken by %s", wish.get("reason"))
+
+
+def _hand_over(resources: ResourceNames) -> None:
+    try:
+        wakeup.request_run(resources, "hand-over")
+    except Exception as error:
+        log.warning(
+            "no further run could be asked for: %s: %s; the schedule will", type(error).__name__, error
+        )
+
+
+def _unchanged(files: VolumeFiles, version: dag_versions.DagVersion, parsed: str | None) -> list[str]:
+    """Return the files that are the same in the version that was parsed last."""
+    if parsed is None:
+        return []
+    if parsed == version.digest:
+        return sorted(version.files)
+    try:
+        before = dag_versions.read_version(files, parsed).files
+    except NotFoundError:
+        return []
+    return sorted(path for path, content in version.files.items() if before.get(path) == content)

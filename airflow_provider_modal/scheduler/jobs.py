@@ -1,0 +1,101 @@
+"""How do Airflow's job rows tell the truth about a scheduler that mostly does not run?
+
+Airflow decides by them whose tasks are orphans and whether the scheduler is healthy. Rows of ours carry the
+environment in ``executor_class``, which Airflow 2.10 to 3.3 never reads back; an ``airflow scheduler`` that
+somebody runs on the same database has none of it, and its rows are left alone.
+
+All of this is for the holder of the scheduler's lock: under it, a row of ours that says "running" belongs to
+a run that has ended, however it ended.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from psycopg2.extensions import connection as Connection
+
+from airflow_provider_modal.db.connect import APPLICATION_PREFIX
+
+log = logging.getLogger(__name__)
+
+SCHEDULER_JOB = "SchedulerJob"
+DAG_PROCESSOR_JOB = "DagProcessorJob"
+
+_ENDED = """
+    UPDATE job SET state = 'success', end_date = COALESCE(end_date, latest_heartbeat)
+     WHERE job_type = %(type)s AND state = 'running' AND executor_class = %(marker)s
+"""
+# Airflow's adoption joins task instances with the job that queued them: rows of unfinished ones must stay.
+_PRUNED = """
+    DELETE FROM job
+     WHERE job_type = %(type)s AND executor_class = %(marker)s AND state <> 'running'
+       AND latest_heartbeat < now() - interval '1 hour'
+       AND id NOT IN (SELECT queued_by_job_id FROM task_instance WHERE queued_by_job_id IS NOT NULL
+                         AND state IN ('scheduled', 'queued', 'running', 'restarting', 'deferred',
+                                       'up_for_reschedule', 'up_for_retry'))
+"""
+_LEFT_RUNNING = """
+    UPDATE job SET state = 'running', end_date = NULL, latest_heartbeat = now()
+     WHERE id = %(id)s AND job_type = %(type)s AND executor_class = %(marker)s
+"""
+_PROCESSOR_BEATS = """
+    UPDATE job SET latest_heartbeat = now()
+     WHERE job_type = %(type)s AND state = 'running' AND executor_class = %(marker)s
+"""
+_PROCESSOR_BORN = """
+    INSERT INTO job (job_type, state, executor_class, hostname, unixname, start_date, latest_heartbeat)
+    VALUES (%(type)s, 'running', %(marker)s, %(hostname)s, 'modal', now(), now())
+"""
+_STRANGERS = """
+    SELECT hostname FROM job
+     WHERE job_type = %(type)s AND state = 'running' AND executor_class IS DISTINCT FROM %(marker)s
+       AND latest_heartbeat > now() - interval '60 seconds'
+"""
+
+
+def marker(env: str) -> str:
+    """Return what ``executor_class`` holds in the job rows of an environment."""
+    return f"{APPLICATION_PREFIX}{env}"
+
+
+def end_predecessors(connection: Connection, env: str) -> int:
+    """End the rows of former runs, so that their tasks can be adopted at once; return how many there were."""
+    strangers = _execute(connection, _STRANGERS, env, SCHEDULER_JOB)
+    if strangers:
+        log.warning(
+            "another scheduler works on this database (on %s); give it a database of its own, or end it",
+            ", ".join(sorted({str(host) for (host,) in strangers})),
+        )
+    with connection.cursor() as cursor:
+        cursor.execute(_ENDED, {"type": SCHEDULER_JOB, "marker": marker(env)})
+        return cursor.rowcount
+
+
+def prune(connection: Connection, env: str) -> int:
+    """Delete rows that nothing refers to any more: there is one for every run; return how many there were."""
+    with connection.cursor() as cursor:
+        cursor.execute(_PRUNED, {"type": SCHEDULER_JOB, "marker": marker(env)})
+        return cursor.rowcount
+
+
+def leave_healthy(connection: Connection, env: str, job_id: int, hostname: str) -> None:
+    """Leave the run's row, and one of a DAG processor, as those of living jobs.
+
+    Airflow's health check then is green until the threshold has passed, which is set to a few intervals: the
+    environment is healthy as long as runs keep coming.
+    """
+    _execute(connection, _LEFT_RUNNING, env, SCHEDULER_JOB, id=job_id)
+    with connection.cursor() as cursor:
+        values = {"type": DAG_PROCESSOR_JOB, "marker": marker(env), "hostname": hostname}
+        cursor.execute(_PROCESSOR_BEATS, values)
+        if cursor.rowcount == 0:
+            cursor.execute(_PROCESSOR_BORN, values)
+
+
+def _execute(
+    connection: Connection, statement: str, env: str, job_type: str, **values: Any
+) -> list[tuple[Any, ...]]:
+    with connection.cursor() as cursor:
+        cursor.execute(statement, {"type": job_type, "marker": marker(env), **values})
+        return cursor.fetchall() if cursor.description else []

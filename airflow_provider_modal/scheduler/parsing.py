@@ -1,0 +1,65 @@
+"""What is a DAG file told that could not be parsed, and how long may parsing take?"""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+
+REPORT_SECONDS = 1.0
+"""Airflow interrupts a file by itself at the limit and reports where it was; only a file that can't be
+interrupted is killed, after this much more."""
+CALLBACK_SECONDS = 60.0
+"""Callbacks of DAGs run in the processes that parse, but they are work, not parsing."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Seconds that parsing may take.
+
+    :param per_file: ``scheduler.parse_timeout_seconds``.
+    :param phase: no further file is begun after this; those in progress still have their own limit.
+    """
+
+    per_file: float
+    phase: float
+
+    @property
+    def kill_after(self) -> float:
+        """When a process that parses a file is killed."""
+        return self.per_file + REPORT_SECONDS
+
+    @property
+    def at_most(self) -> float:
+        """When the whole phase has ended for sure, callbacks included."""
+        return self.phase + max(self.kill_after, CALLBACK_SECONDS) + 5
+
+
+def timeout_error(file: str, per_file: float) -> str:
+    """Return the import error of a file that had to be killed."""
+    return (
+        f"{file} was not parsed within {per_file:g} s and could not be interrupted, so its process was "
+        "killed. Move slow or blocking code from the file's top level into tasks, or raise "
+        "scheduler.parse_timeout_seconds in config.yaml."
+    )
+
+
+def death_error(file: str, exit_code: int | None) -> str:
+    """Return the import error of a file whose process ended without a result.
+
+    :param exit_code: as in ``subprocess``: negative for a signal; None if nobody knows.
+    """
+    if exit_code is not None and exit_code < 0:
+        try:
+            name = signal.Signals(-exit_code).name
+        except ValueError:
+            name = str(-exit_code)
+        how = f"was killed by {name}"
+        advice = (
+            "Probably the scheduler's container was out of memory: load less when the file is imported."
+            if -exit_code == signal.SIGKILL
+            else "Native code that the file imports has probably crashed."
+        )
+    else:
+        how = "ended" if exit_code is None else f"ended with exit code {exit_code}"
+        advice = "Don't end the process from a DAG file (sys.exit, os._exit)."
+    return f"The process that parsed {file} {how} before it had a result. {advice}"
