@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-DAG_VERSION = "MODALFLOW_DAG_VERSION"
-"""Environment variable: the DAG version to use for a workload that names none."""
-
 _former_inputs = 0
 """How many inputs this container had before: a mount that is fresh needs no reload."""
 
@@ -255,9 +252,8 @@ class _Run:
             raise ModalflowError(
                 "the environment's Volume holds no DAG version; add the DAG: modalflow dags create"
             )
-        root = airflow_settings.local_root() / "dag-versions"
-        dag_versions.materialise(self.container.files, digest, root)
-        return {DAG_VERSION: digest}
+        dag_versions.materialise(self.container.files, digest, dag_versions.default_root())
+        return {dag_versions.HEAD_VARIABLE: digest}
 
 
 def _of_workload(call: wire.TaskCall, part: str) -> dict[str, Any]:
