@@ -54,10 +54,10 @@ class Access:
         env = self.resources.env
         try:
             return deployment.read(self.files)
-        except NotFoundError as error:
+        except NotFoundError:
             raise NotFoundError(
-                f"environment {env} is not deployed: {error}\n"
-                f"To create it: modalflow create --env {env} --config config.yaml"
+                f"environment {env} is not deployed, or its creation did not come to its end; create it: "
+                f"modalflow create --env {env} --config config.yaml"
             ) from None
 
 

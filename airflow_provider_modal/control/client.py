@@ -52,8 +52,8 @@ class ControlClient:
                 call = await asyncio.wait_for(function.spawn.aio(op, dict(args)), SUBMIT_SECONDS)
             except exception.NotFoundError as error:
                 raise NotFoundError(
-                    f"environment {self._resources.env} is not deployed ({error}); create it: modalflow "
-                    f"create --env {self._resources.env}"
+                    f"environment {self._resources.env} is not deployed; create it: modalflow create "
+                    f"--env {self._resources.env} --config config.yaml"
                 ) from error
         ends = time.monotonic() + self._timeout
         try:
