@@ -92,6 +92,8 @@ def _as_known(error: Exception) -> ModalflowError:
         return ModalflowError("stopped, nothing was changed")
     if isinstance(error, click.ClickException):
         return ConfigError(error.format_message())
+    if isinstance(error, OSError) and error.filename is not None:
+        return ModalflowError(f"{error.filename}: {error.strerror}")
     return modal_access.explained(error) or ModalflowError(
         f"unexpected {type(error).__name__}: {error or 'no message'}\n"
         f"This is a bug, please report it; {DEBUG}=1 shows where it happened."

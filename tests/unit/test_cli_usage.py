@@ -172,6 +172,7 @@ FAILURES = {
     "not-found": (NotFoundError("not there"), 3, "not there"),
     "unreachable": (UnreachableError("away"), 4, "away"),
     "click": (click.BadParameter("bad"), 2, "bad"),
+    "disk": (OSError(28, "No space left on device", "/tmp/x"), 1, "/tmp/x: No space left on device"),
     "bug": (Odd("what"), 1, "unexpected Odd: what"),
     "interrupt": (KeyboardInterrupt(), 130, "interrupted"),
     "exit": (click.exceptions.Exit(1), 1, ""),
