@@ -213,6 +213,7 @@ class Dispatcher:
                 # Only a scheduler that finds the dispatch without its call's id misses it; it queues again.
                 log.warning("could not note function call %s of dispatch %s: %s", call_id, dispatch, error)
         except Exception as error:
+            # Nothing foreseen: everything that Modal may say is dealt with in _spawned.
             log.exception("submission of dispatch %s failed", dispatch)
             self._report(reports.NotSubmitted(dispatch, f"the task call could not be submitted: {error!r}"))
         finally:
@@ -241,8 +242,10 @@ class Dispatcher:
             delay = backoff(attempt, verdict.wait)
             left = submission.until - time.monotonic()
             if not verdict.retry or left < delay:
-                given_up = f"; given up after {attempt} attempts" if verdict.retry else ""
-                self._report(reports.NotSubmitted(dispatch, verdict.reason + given_up))
+                given_up = f"; given up after {attempt} attempts, see [modal] submit_deadline; clear the task"
+                self._report(
+                    reports.NotSubmitted(dispatch, verdict.reason + (given_up if verdict.retry else ""))
+                )
                 return None
             log.log(
                 logging.WARNING if attempt in (1, 5, 10) else logging.DEBUG,

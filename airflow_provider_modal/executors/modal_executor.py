@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from airflow.models.taskinstance import TaskInstance
     from sqlalchemy.orm import Session
 
+RESULT_AFTER = 15.0
+"""Seconds without a heartbeat (one is due every 5) after which an adopted task's result is looked for."""
+
 _LIVE = (TaskInstanceState.QUEUED, TaskInstanceState.RUNNING)
 
 
@@ -325,11 +328,11 @@ class ModalExecutor(BaseExecutor):
     def try_adopt_task_instances(self, tis: Sequence[TaskInstance]) -> Sequence[TaskInstance]:
         """Take over what a scheduler that is gone left behind; return what has no dispatch at all.
 
-        Everything with a dispatch occupies a slot at once and is asked about in the background, beginning
-        with the result that the worker may have left. Where no function call is known, the task was never
-        handed to Modal, or its scheduler died while it did that: if Airflow still has it ``queued`` it is
-        queued again under a new dispatch, and of the two, should the old one have a function call after
-        all, Airflow's compare-and-set lets one run (see ``database.settle``).
+        Everything with a dispatch occupies a slot at once. Without a recent heartbeat it is asked about in
+        the background, beginning with the result that the worker may have left. Where no function call is
+        known, the task was never handed to Modal, or its scheduler died while it did that: if Airflow still
+        has it ``queued`` it is queued again under a new dispatch, and of the two, should the old one have a
+        function call after all, Airflow's compare-and-set lets one run (see ``database.settle``).
         """
         from airflow_provider_modal.executors import database
 
@@ -351,7 +354,10 @@ class ModalExecutor(BaseExecutor):
             self.ledger.open(flight)
             if not self._options.serverless and ti.queued_by_job_id is not None:
                 self._dispatcher.listen(names.job_partition(ti.queued_by_job_id))
-            self._ask(flight, modal=now - flight.last_sign > self._options.silent_after)
+            silence = now - flight.last_sign
+            # Beating hearts are not asked about: with many tasks, every run would begin with a question each.
+            if call_id is None or silence > RESULT_AFTER:
+                self._ask(flight, modal=silence > self._options.silent_after)
         return left
 
     def revoke_task(self, *, ti: TaskInstance) -> None:

@@ -6,6 +6,7 @@ call itself: Modal not reachable, out of capacity or rate, no answer in time.
 
 from __future__ import annotations
 
+import asyncio
 import random
 from dataclasses import dataclass
 
@@ -60,7 +61,11 @@ def classify(error: Exception, resources: ResourceNames) -> Verdict:
             False, f"the task call can't be sent to Modal ({text}); make the task's inputs smaller"
         )
     if isinstance(error, exception.ResourceExhaustedError):
-        return Verdict(True, f"Modal is at a limit of the workspace ({text})", _server_hint(error))
+        return Verdict(
+            True,
+            f"Modal is at a limit of the workspace ({text}); lower parallelism or raise the limit",
+            _server_hint(error),
+        )
     # InternalFailure and ClientClosed say that the SDK's side of a connection broke; a new attempt makes
     # a new one. The bare Exception is what the SDK raises when a function's backlog is full.
     if (
@@ -73,7 +78,7 @@ def classify(error: Exception, resources: ResourceNames) -> Verdict:
         # Refused and not connected are the only failures that are sure to come before any effect.
         ambiguous = not isinstance(error, exception.ConnectionError | ConnectionRefusedError)
         return Verdict(True, f"Modal does not answer ({text})", _server_hint(error), ambiguous)
-    return Verdict(False, f"Modal refused the task call ({text})")
+    return Verdict(False, f"Modal refused the task call ({text}); the scheduler's log has more")
 
 
 def backoff(attempt: int, wait: float | None = None) -> float:
@@ -98,4 +103,6 @@ def _server_hint(error: Exception) -> float | None:
 
 
 def _text(error: Exception) -> str:
+    if isinstance(error, asyncio.TimeoutError):
+        return "no answer in time"
     return str(error).strip() or type(error).__name__

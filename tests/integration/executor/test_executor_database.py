@@ -229,11 +229,11 @@ def adopting(rows: Rows) -> Adopting:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "asks_modal"),
-    [(5, False), (90, True)],
+    ("seconds", "orders"),
+    [(5, []), (30, [("d1", "fc-1", False)]), (90, [("d1", "fc-1", True)])],
 )
 def test_the_scheduler_adopts_by_the_external_id(
-    rows: Rows, adopting: Adopting, seconds: int, asks_modal: bool
+    rows: Rows, adopting: Adopting, seconds: int, orders: list[tuple[Any, ...]]
 ) -> None:
     sign = datetime.now(timezone.utc) - timedelta(seconds=seconds)
     rows.task("running", "d1/fc-1", last_heartbeat_at=sign, queued_dttm=sign)
@@ -243,7 +243,7 @@ def test_the_scheduler_adopts_by_the_external_id(
         adopting.executor.job_id,
         "d1/fc-1",
     )
-    assert adopting.orders == [("d1", "fc-1", asks_modal)]
+    assert adopting.orders == orders
     assert adopting.executor.running == {KEY}
 
 

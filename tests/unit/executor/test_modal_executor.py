@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import uuid
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -347,23 +347,25 @@ def test_adoption_takes_what_has_a_dispatch_and_asks_about_it(executor: Executor
     stale = task_instance("stale", external_executor_id="d2/fc-2")
     bare = task_instance("bare", external_executor_id="d3", queued_dttm=datetime.now(timezone.utc))
     nothing = task_instance("nothing")
-    assert executor.try_adopt_task_instances([fresh, stale, bare, nothing]) == [nothing]
-    assert executor.running == {key("fresh"), key("stale"), key("bare")}
+    late = datetime.now(timezone.utc) - timedelta(seconds=20)
+    missing = task_instance("missing", external_executor_id="d4/fc-4", last_heartbeat_at=late)
+    assert executor.try_adopt_task_instances([fresh, stale, bare, nothing, missing]) == [nothing]
+    assert executor.running == {key("fresh"), key("stale"), key("bare"), key("missing")}
     assert executor.dispatcher.of_kind("ask") == [
-        ("d1", "fc-1", False),
         ("d2", "fc-2", True),
         ("d3", None, False),
+        ("d4", "fc-4", False),
     ]
     assert executor.dispatcher.of_kind("listen") == []
     executor.dispatcher.says(
-        reports.Alive("d1"), ended("d2"), reports.Submitted("d3", "fc-3"), reports.Alive("d3")
+        reports.Alive("d4"), ended("d2"), reports.Submitted("d3", "fc-3"), reports.Alive("d3")
     )
     executor.sync()
     assert executor.get_event_buffer() == {
         key("stale"): (TaskInstanceState.SUCCESS, None),
         key("bare"): (TaskInstanceState.QUEUED, "d3/fc-3"),
     }
-    assert executor.running == {key("fresh"), key("bare")}
+    assert executor.running == {key("fresh"), key("bare"), key("missing")}
     assert not executor.busy
 
 

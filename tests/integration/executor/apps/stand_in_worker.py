@@ -52,4 +52,7 @@ def work(message: dict[str, Any]) -> dict[str, Any]:
     return completion
 
 
-execute_task = app.function(name=names.EXECUTE_TASK, max_containers=3, scaledown_window=60, timeout=600)(work)
+image = modal.Image.debian_slim().add_local_python_source("airflow_provider_modal")
+execute_task = app.function(
+    name=names.EXECUTE_TASK, image=image, max_containers=3, scaledown_window=60, timeout=600
+)(work)
