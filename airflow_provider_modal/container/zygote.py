@@ -276,8 +276,9 @@ class _Process:
         with self._lock:
             self.gone.set()
             for child in self._children.values():
-                # PDEATHSIG has ended the child itself; what that forked may have outlived it.
-                processes.kill_family(child.pid or self.pid)
+                if child.pid:
+                    # PDEATHSIG has ended the child itself; what that forked may have outlived it.
+                    processes.kill_family(child.pid)
                 child._finish(Outcome(error=f"the zygote ended ({how}) and took its children with it"))
             self._children.clear()
             self._selector.close()

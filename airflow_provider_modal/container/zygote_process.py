@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import gc
 import importlib
-import logging
 import os
 import selectors
 import signal
@@ -31,8 +30,6 @@ from types import FrameType
 from typing import Any
 
 from airflow_provider_modal.container import framing, processes, zygote_child
-
-log = logging.getLogger(__name__)
 
 
 class _EntryGone(Exception):

@@ -1,0 +1,77 @@
+"""Tasks that tell somebody outside of Airflow what they do: RECORD is a file, or ``tcp:`` and a port."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import time
+
+from airflow.sdk import DAG, BaseOperator, task
+
+
+def record(event: str, **values: object) -> None:
+    where = os.environ["RECORD"]
+    line = json.dumps({"event": event, "at": time.time(), "pid": os.getpid(), **values}) + "\n"
+    if where.startswith("tcp:"):
+        with socket.create_connection(("127.0.0.1", int(where[4:]))) as connection:
+            connection.sendall(line.encode())
+            connection.recv(10)
+    else:
+        with open(where, "a") as file:
+            file.write(line)
+
+
+class Patient(BaseOperator):
+    """Works until it is told to stop."""
+
+    def execute(self, context: object) -> None:
+        self.stopped = False
+        record("started")
+        while not self.stopped:
+            time.sleep(0.02)
+        record("stopped")
+        raise RuntimeError("stopped by on_kill")
+
+    def on_kill(self) -> None:
+        record("on_kill")
+        self.stopped = True
+
+
+with DAG("worker_dag", schedule=None) as dag:
+
+    @task
+    def quick() -> str:
+        record("started", greeting=os.environ.get("GREETING"), context=os.environ["_AIRFLOW_PROCESS_CONTEXT"])
+        print("printed by the task")
+        return "value"
+
+    @task
+    def fails() -> None:
+        record("started")
+        raise ValueError("the task is wrong")
+
+    @task(retries=1)
+    def killed() -> None:
+        record("started")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    @task
+    def stubborn() -> None:
+        record("started")
+        while True:
+            time.sleep(0.1)
+
+    @task
+    def supervisor_killed() -> None:
+        record("started")
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(60)
+
+    quick()
+    fails()
+    killed()
+    stubborn()
+    supervisor_killed()
+    Patient(task_id="patient")

@@ -1,0 +1,246 @@
+"""What does the worker make of a task call, in a container of a deployed environment?"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import modal
+import pytest
+
+from airflow_provider_modal import airflow_settings, app, names, wire
+from airflow_provider_modal.config import EnvironmentConfig, SchedulerConfig, WorkerProfile
+from airflow_provider_modal.log import reader
+from airflow_provider_modal.volume import dag_versions
+from airflow_provider_modal.volume.files import VolumeFiles
+from airflow_provider_modal.worker import claim
+from local_modal.testing import LocalModal, wait_until
+from tests.acceptance.recorder import Recorder
+from tests.integration.worker.airflow_host import DAGS, AirflowHost, airflow_host, database_of
+from tests.support.modal_env import using
+
+DAG = "worker_dag"
+PARTITION = "scheduler"
+
+
+@dataclass
+class Environment:
+    """A deployed environment, without scheduler."""
+
+    resources: names.ResourceNames
+    host: AirflowHost
+    server: LocalModal
+    recorder: Recorder
+
+    @property
+    def state(self) -> modal.Dict:
+        return modal.Dict.from_name(self.resources.state_dict)
+
+    @property
+    def events(self) -> modal.Queue:
+        return modal.Queue.from_name(self.resources.events_queue)
+
+    @property
+    def files(self) -> VolumeFiles:
+        return VolumeFiles.open(self.resources)
+
+    def queued(self, task_id: str, **options: Any) -> wire.TaskCall:
+        """Queue a task in Airflow's database and return the call for it."""
+        run_id = f"run_{secrets.token_hex(4)}"
+        workload = self.host.call("queue_task", dag_id=DAG, task_id=task_id, run_id=run_id)
+        call = wire.TaskCall(
+            dispatch=str(uuid.uuid4()),
+            kind="task",
+            key=wire.TaskKey(DAG, task_id, run_id, 1),
+            workload=workload,
+            log_path=json.loads(workload)["log_path"],
+            partition=PARTITION,
+            timeout=60,
+            env={"RECORD": f"tcp:{self.recorder.port}", "GREETING": run_id},
+            wakes_scheduler=False,
+        )
+        return replace(call, **options)
+
+    def spawn(self, message: dict[str, Any]) -> modal.FunctionCall[Any]:
+        function = modal.Function.from_name(self.resources.app, names.EXECUTE_TASK)
+        call: modal.FunctionCall[Any] = function.spawn(message)
+        return call
+
+    def row(self, call: wire.TaskCall) -> dict[str, Any]:
+        key = call.key
+        row: dict[str, Any] = self.host.call(
+            "task_row", dag_id=key.dag_id, task_id=key.task_id, run_id=key.run_id
+        )
+        return row
+
+    def log(self, call: wire.TaskCall) -> list[str]:
+        return list(reader.read(self.files, DAG, call.key.run_id, call.key.task_id))
+
+    def event(self, call: wire.TaskCall) -> wire.Completion:
+        """Return the next completion event, which must be this call's."""
+        message = self.events.get(timeout=10, partition=PARTITION)
+        assert message is not None
+        completion = wire.Completion.from_wire(message)
+        assert completion.dispatch == call.dispatch
+        return completion
+
+
+@pytest.fixture(scope="module")
+def environment(
+    local_modal: LocalModal,
+    postgres_url: str,
+    _airflow_template: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Environment]:
+    resources = names.ResourceNames(f"worker-{uuid.uuid4().hex[:8]}")
+    recorder = Recorder()
+    with using(local_modal), database_of(postgres_url, _airflow_template) as url:
+        config = EnvironmentConfig(
+            url,
+            scheduler=SchedulerConfig(interval_seconds=36000),
+            workers={"default": WorkerProfile(max_containers=1, scaledown_window=120)},
+        )
+        modal.Dict.from_name(resources.state_dict, create_if_missing=True).hydrate()
+        modal.Queue.from_name(resources.events_queue, create_if_missing=True).hydrate()
+        modal.Volume.from_name(resources.volume, version=2, create_if_missing=True).hydrate()
+        modal.Secret.objects.create(resources.secrets, airflow_settings.secret_environment(config))
+        files = VolumeFiles.open(resources)
+        files.write(f"{names.DAGS_FOLDER}/worker_dag.py", (DAGS / "worker_dag.py").read_bytes())
+        version = dag_versions.snapshot(files)
+        app.build_app(config, resources.env).deploy()
+        with airflow_host(url, tmp_path_factory.mktemp("dispatch")) as host:
+            host.call("add_dags", folder=str(DAGS), version=version.digest)
+            yield Environment(resources, host, local_modal, recorder)
+    recorder.close()
+
+
+def test_task_is_run_reported_and_logged(environment: Environment) -> None:
+    call = environment.queued("quick")
+    spawned = environment.spawn(call.to_wire())
+    completion = wire.Completion.from_wire(spawned.get(timeout=120))
+    assert (completion.outcome, completion.reason) == ("done", None)
+    assert completion.call_id == spawned.object_id
+    assert completion.container and completion.container.startswith("ta-")
+    assert environment.event(call) == completion
+    state = environment.state
+    assert wire.Completion.from_wire(state[names.result_key(call.dispatch)]) == completion
+    assert wire.Claim.from_wire(state[names.claim_key(call.dispatch)]).phase == "started"
+    row = environment.row(call)
+    assert (row["state"], row["hostname"]) == ("success", completion.container)
+    lines = environment.log(call)
+    assert call.dispatch in lines[0] and spawned.object_id in lines[0] and completion.container in lines[0]
+    assert any("printed by the task" in line for line in lines)
+    assert reader.attempts(environment.files, DAG, call.key.run_id, "quick") == [1]
+    assert reader.tasks(environment.files, DAG, call.key.run_id) == [("quick", -1)]
+
+
+def test_warm_container_is_quick(environment: Environment) -> None:
+    seconds = []
+    for _ in range(3):
+        call = environment.queued("quick")
+        started = time.time()
+        environment.spawn(call.to_wire()).get(timeout=60)
+        ended = time.time()
+        environment.event(call)
+        (record,) = [r for r in environment.recorder.events("started") if r["greeting"] == call.key.run_id]
+        seconds.append((record["at"] - started, ended - record["at"]))
+    print("spawn to user code, user code to result:", [(round(a, 2), round(b, 2)) for a, b in seconds])
+    assert min(to_code for to_code, _ in seconds) < 5
+
+
+def test_time_limit_stops_the_task_and_says_so(environment: Environment) -> None:
+    call = environment.queued("patient", timeout=5)
+    before = len(environment.recorder.events("on_kill"))
+    completion = wire.Completion.from_wire(environment.spawn(call.to_wire()).get(timeout=60))
+    assert completion.outcome == "failed"
+    assert completion.reason is not None and "longer than its limit of 5 s" in completion.reason
+    assert environment.event(call) == completion
+    assert len(environment.recorder.events("on_kill")) == before + 1
+    log = "\n".join(environment.log(call))
+    assert "the task gets SIGTERM" in log and "stopped by on_kill" in log
+
+
+def test_cancelled_call_stops_the_task(environment: Environment) -> None:
+    call = environment.queued("patient")
+    started, killed = (len(environment.recorder.events(event)) for event in ("started", "on_kill"))
+    spawned = environment.spawn(call.to_wire())
+    environment.recorder.wait_for("started", started + 1)
+    spawned.cancel()
+    environment.recorder.wait_for("on_kill", killed + 1, timeout=30)
+    completion = environment.event(call)
+    assert completion.outcome == "failed" and str(completion.reason).startswith("cancelled:")
+    # What a cancelled call raises differs between servers; that it has ended as cancelled does not.
+    with pytest.raises((modal.exception.InputCancellation, modal.exception.RemoteError)):
+        spawned.get(timeout=30)
+
+
+def test_task_whose_container_is_lost_is_not_run_twice(environment: Environment) -> None:
+    call = environment.queued("patient")
+    started = len(environment.recorder.events("started"))
+    spawned = environment.spawn(call.to_wire())
+    environment.recorder.wait_for("started", started + 1)
+    lost = wait_until(lambda: environment.server.tasks(names.EXECUTE_TASK), 10)[0]["task_id"]
+    environment.server.control("kill", task_id=lost)
+    completion = wire.Completion.from_wire(spawned.get(timeout=120))
+    assert completion.outcome == "failed"
+    assert completion.reason is not None and f"container {lost}" in completion.reason
+    assert completion.container != lost
+    assert environment.event(call) == completion
+    assert len(environment.recorder.events("started")) == started + 1
+    # What the lost container had written is still there, before what its successor found.
+    log = environment.log(call)
+    assert lost in log[0] or str(completion.container) in log[0]
+    assert any("was lost" in line for line in log)
+
+
+def test_copy_that_airflow_refuses_is_obsolete(environment: Environment) -> None:
+    call = environment.queued("quick")
+    environment.spawn(call.to_wire()).get(timeout=120)
+    environment.event(call)
+    other = replace(call, dispatch=str(uuid.uuid4()))
+    completion = wire.Completion.from_wire(environment.spawn(other.to_wire()).get(timeout=60))
+    assert completion.outcome == "obsolete"
+    assert environment.event(other) == completion
+    assert environment.row(call)["state"] == "success"
+
+
+def test_call_of_another_release_is_refused(environment: Environment) -> None:
+    call = environment.queued("quick")
+    answer = environment.spawn({**call.to_wire(), "wire": 99}).get(timeout=60)
+    assert answer["outcome"] == "failed" and "redeploy: modalflow create" in answer["reason"]
+    assert "redeploy" in str(environment.event(call).reason)
+    answer = environment.spawn({"nonsense": True}).get(timeout=60)
+    assert answer["outcome"] == "failed" and "not a versioned message" in answer["reason"]
+
+
+def test_missing_dag_version_is_told(environment: Environment) -> None:
+    call = environment.queued("quick")
+    workload = json.loads(call.workload)
+    workload["bundle_info"]["version"] = "0" * 64
+    call = replace(call, workload=json.dumps(workload))
+    completion = wire.Completion.from_wire(environment.spawn(call.to_wire()).get(timeout=60))
+    assert completion.outcome == "failed" and "DAG version 000000000000" in str(completion.reason)
+    environment.event(call)
+    assert environment.row(call)["state"] == "queued"
+
+
+def test_claims_in_a_real_dict(environment: Environment) -> None:
+    state = environment.state
+    call = environment.queued("quick")
+    first = claim.claim(state, call, "one", "ta-1")
+    assert first.run and first.claim.deliveries == 1
+    assert claim.claim(state, call, "one", "ta-1").run
+    second = claim.claim(state, call, "two", "ta-2")
+    assert second.run and second.claim.deliveries == 2
+    claim.mark_started(state, call, second.claim)
+    found = wire.Claim.from_wire(state[names.claim_key(call.dispatch)])
+    assert (found.token, found.phase, found.container) == ("two", "started", "ta-2")
+    third = claim.claim(state, call, "three", "ta-3")
+    assert not third.run and third.lost_container == "ta-2"
+    again = claim.claim(state, replace(call, on_container_loss="rerun"), "three", "ta-3")
+    assert again.run and again.claim.deliveries == 3 and again.lost_container == "ta-2"
