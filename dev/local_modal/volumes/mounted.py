@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
@@ -142,9 +141,8 @@ class MountedViews:
         return view
 
     def _retire(self, view: View) -> bool:
-        # A process that got away from its container must not write into somebody else's view. All processes
-        # are looked at, because it no longer belongs to the container.
-        if view.is_in_use(int(name) for name in os.listdir("/proc") if name.isdigit()):
+        # A process that got away from its container must not write into somebody else's view.
+        if view.is_in_use():
             view.close()
             return False
         view.move(self._directory / "spare" / str(next(self._spare_names)))

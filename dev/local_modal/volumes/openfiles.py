@@ -8,6 +8,7 @@ mounted has to be named. Without `/proc` (not Linux) nothing is ever found.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
 
 
@@ -54,6 +55,31 @@ def written_through_memory(pids: Iterable[int], roots: Sequence[str]) -> set[str
                             found.add(path[len(prefix) :])
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue
+    return found
+
+
+def boot_seconds() -> float:
+    """Now, as `processes_since` counts time."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if os.path.isdir("/proc/self") else 0.0
+
+
+def processes_since(boot_seconds: float) -> list[int]:
+    """The processes on this machine that were started after that many seconds (CLOCK_BOOTTIME), give or take
+    one."""
+    if not os.path.isdir("/proc/self"):
+        return []
+    ticks = os.sysconf("SC_CLK_TCK")
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/stat", "rb") as stream:
+                    # The command, in parentheses, may contain anything; the start is the 20th field after it.
+                    started = int(stream.read().rpartition(b")")[2].split()[19]) / ticks
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if started > boot_seconds - 1:
+                found.append(int(name))
     return found
 
 

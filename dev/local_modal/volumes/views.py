@@ -69,6 +69,7 @@ class View:
         """What the view holds as far as is known: the version that was last copied, with our own commits."""
         self._seen: dict[str, tuple[_Seen, Entry]] = {}
         """Files whose content is known, with how they looked then."""
+        self._given_out = 0.0
 
     def open(self) -> None:
         """Copy the current version to `bound.host_path`.
@@ -77,7 +78,7 @@ class View:
             NotADirectoryInVolume: `sub_path` is a file. Where there is nothing it is created, as on Modal.
         """
         os.makedirs(self._root, mode=0o755)
-        self._sync(self._current(create=True))
+        self._give_out()
 
     def renew(self, bound: BoundView) -> None:
         """Make the view that a container has left one for another container, as if it had just been opened.
@@ -93,7 +94,7 @@ class View:
         self.bound = bound
         os.chmod(self._root, 0o755)
         self._base = self._clear_unknown()
-        self._sync(self._current(create=True))
+        self._give_out()
 
     def move(self, host_path: Path) -> None:
         """Put the view somewhere else on the same file system."""
@@ -129,14 +130,19 @@ class View:
         self.commit(pids)
         self._sync(self._current())
 
-    def is_in_use(self, pids: Iterable[int]) -> bool:
-        """Whether one of the processes, of the server's own mount namespace, uses something below the
-        view."""
-        return openfiles.find_use(pids, [self._root]) is not None
+    def is_in_use(self) -> bool:
+        """Whether a process that may have come from the container uses something below the view, seen from
+        the server's own mount namespace.
+        """
+        return openfiles.find_use(openfiles.processes_since(self._given_out), [self._root]) is not None
 
     def close(self) -> None:
         """Remove the copy; what wasn't committed is lost."""
         shutil.rmtree(self._root, ignore_errors=True)
+
+    def _give_out(self) -> None:
+        self._sync(self._current(create=True))
+        self._given_out = openfiles.boot_seconds()
 
     def _current(self, create: bool = False) -> dict[str, Entry]:
         manifest = self._store.head(self.bound.volume_id).manifest
