@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
-from grpclib.const import Status
 from modal_proto import api_pb2 as api
 
 from local_modal import ids
+from local_modal.ledger import Ledger
 from local_modal.model import App, Call, Input, Task
 from local_modal.rpc import RpcError
 from local_modal.scheduler import START_FAILURES_TOLERATED, PoolKey, Scheduler, restart_delay
@@ -26,14 +25,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-INPUTS_HELD = 20.0
-"""Seconds that a container's request for inputs is held when there are none."""
-HEARTBEAT_HELD = 10.0
-"""Seconds that a heartbeat is held; the SDK gives up after 15.1."""
-CANCEL_REPEAT = 1.5
-"""Seconds between two cancel events for one input: the SDK loses one that comes while the input is
-starting.
-"""
 LOSSES_TOLERATED = 3
 """Containers that may die under an input of an ephemeral app; inputs of deployed apps start again for
 ever.
@@ -42,8 +33,6 @@ CRASHES_BEFORE_READY_TOLERATED = 5
 """Containers that may die before their first request without having said why."""
 SERVER_STOP_GRACE = 3.0
 """Seconds that containers have for their exit handlers and final commits when the server stops."""
-CALLS_KEPT = 20_000
-"""Finished calls whose results can be asked for; the oldest go first."""
 
 
 class Engine:
@@ -52,10 +41,8 @@ class Engine:
     def __init__(self, server: Server) -> None:
         self.server = server
         self.scheduler = Scheduler(server.options.max_containers)
-        self.calls: dict[str, Call] = {}
-        self.inputs: dict[str, Input] = {}
+        self.ledger = Ledger(server)
         self.tasks: dict[str, Task] = {}
-        self._finished_calls: OrderedDict[str, None] = OrderedDict()
         self._kicked = asyncio.Event()
         self._background: set[asyncio.Task[Any]] = set()
         self._starved_reported = False
@@ -63,7 +50,12 @@ class Engine:
     # -- the loop
 
     async def start(self) -> None:
-        """Begin to plan."""
+        """Queue what a former server left unfinished, and begin to plan."""
+        for item in self.ledger.load():
+            if item.cancel_requested:
+                self._finish_terminated(item, "The call was cancelled while the server was restarting")
+            else:
+                self._queue_again(item, 0.0)
         self._planning = asyncio.ensure_future(self._run())
 
     async def stop(self) -> None:
@@ -112,7 +104,7 @@ class Engine:
         now = self.server.clock.time()
         plan = self.scheduler.plan(now)
         for key in plan.starts:
-            self._start_container(key)
+            self.start_container(key)
         for task_id in plan.startup_timeouts:
             self._startup_timed_out(self.tasks[task_id])
         for task_id, input_id in plan.input_timeouts:
@@ -126,10 +118,10 @@ class Engine:
                 self.scheduler.max_containers,
             )
         self._starved_reported = plan.starved
-        await self._wait(self._kicked, plan.wake_at - now)
+        await self.wait(self._kicked, plan.wake_at - now)
 
-    async def _wait(self, event: asyncio.Event, seconds: float) -> bool:
-        """Whether `event` was set within `seconds` of the server's clock."""
+    async def wait(self, event: asyncio.Event, seconds: float) -> bool:
+        """Whether `event` is set within `seconds` of the server's clock."""
         if event.is_set():
             return True
         if seconds <= 0:
@@ -145,46 +137,17 @@ class Engine:
 
     # -- calls
 
-    def create_call(
-        self, function_id: str, call_type: int, invocation_type: int, parent_input_id: str = ""
-    ) -> Call:
-        """A new call of a function or variant.
+    def submit(self, call: Call, index: int, payload: api.FunctionInput) -> Input:
+        """Queue one new input of `call`.
 
         Raises:
-            RpcError: the function doesn't exist or its app is stopped.
+            RpcError: the function is gone.
         """
-        resolved = self.server.functions.resolve(function_id)
-        call = Call(
-            ids.new_id(ids.CALL),
-            function_id,
-            resolved.app.app_id,
-            call_type,
-            invocation_type,
-            self.server.clock.time(),
-            parent_input_id,
-        )
-        self.calls[call.call_id] = call
-        return call
-
-    def add_input(self, call: Call, index: int, payload: api.FunctionInput) -> Input:
-        """Queue one input of `call`."""
-        item = Input(ids.new_id(ids.INPUT), call, index, payload)
         key = self.server.functions.ensure_pool(call.function_id)
-        call.inputs.append(item)
-        self.inputs[item.input_id] = item
+        item = self.ledger.add(call, index, payload)
         self.scheduler.submit(key, item.input_id, self.server.clock.time())
         self.kick()
         return item
-
-    def call(self, call_id: str) -> Call:
-        """The call of that id.
-
-        Raises:
-            RpcError: NOT_FOUND.
-        """
-        if call_id not in self.calls:
-            raise RpcError(Status.NOT_FOUND, f"Function call {call_id} not found.")
-        return self.calls[call_id]
 
     def cancel(self, call: Call, terminate_containers: bool, reason: str = "Cancelled by user") -> None:
         """End what is queued; ask (or with `terminate_containers` force) what runs to end."""
@@ -192,6 +155,7 @@ class Engine:
             if item.done:
                 continue
             item.cancel_requested = True
+            self.ledger.keep(item)
             if not item.running_on:
                 self.scheduler.withdraw(item.input_id)
                 self._finish_terminated(item, reason)
@@ -207,62 +171,12 @@ class Engine:
                 self._finish_terminated(item, reason)
         self.kick()
 
-    # -- containers: what they ask and tell
-
-    async def next_inputs(self, task_id: str) -> api.FunctionGetInputsResponse:
-        """Answer a container's request for inputs, held until there are some or the order to exit."""
-        deadline = self.server.clock.time() + INPUTS_HELD
-        while True:
-            task = self.tasks.get(task_id)
-            if task is None:
-                return api.FunctionGetInputsResponse(inputs=[api.FunctionGetInputsItem(kill_switch=True)])
-            task.inputs_wake.clear()
-            now = self.server.clock.time()
-            if task.redeliveries and task_id in self.scheduler.slots:
-                again = task.redeliveries.pop(0)
-                self.scheduler.redeliver(task_id, again.input_id, now)
-                return api.FunctionGetInputsResponse(inputs=[self._hand_out(task, again)])
-            handout = self.scheduler.claim(task_id, now)
-            if handout.exit:
-                return api.FunctionGetInputsResponse(inputs=[api.FunctionGetInputsItem(kill_switch=True)])
-            self.kick()
-            if handout.input_ids:
-                items = [self._hand_out(task, self.inputs[input_id]) for input_id in handout.input_ids]
-                return api.FunctionGetInputsResponse(inputs=items)
-            if not await self._wait(task.inputs_wake, deadline - now):
-                return api.FunctionGetInputsResponse()
-
-    def _hand_out(self, task: Task, item: Input) -> api.FunctionGetInputsItem:
-        item.running_on.add(task.task_id)
-        return api.FunctionGetInputsItem(
-            input_id=item.input_id,
-            input=item.payload,
-            function_call_id=item.call.call_id,
-            function_call_invocation_type=item.call.invocation_type,  # type: ignore[arg-type]
-            retry_count=item.retry_count,
-            function_map_idx=item.index,
-        )
-
-    async def heartbeat(self, task_id: str) -> api.ContainerHeartbeatResponse:
-        """Answer a container's heartbeat: at once when something is to be cancelled there."""
-        deadline = self.server.clock.time() + HEARTBEAT_HELD
-        while (task := self.tasks.get(task_id)) is not None:
-            task.heartbeat_wake.clear()
-            now = self.server.clock.time()
-            due = [input_id for input_id, sent in task.cancelling.items() if now - sent >= CANCEL_REPEAT]
-            if due:
-                task.cancelling.update(dict.fromkeys(due, now))
-                return api.ContainerHeartbeatResponse(cancel_input_event=api.CancelInputEvent(input_ids=due))
-            again = min((sent + CANCEL_REPEAT for sent in task.cancelling.values()), default=deadline)
-            await self._wait(task.heartbeat_wake, min(again, deadline) - now)
-            if self.server.clock.time() >= deadline:
-                break
-        return api.ContainerHeartbeatResponse()
+    # -- containers: what they tell
 
     def put_output(self, task_id: str, output: api.FunctionPutOutputsItem) -> None:
         """Take an attempt's result, unless the input has ended or gone on to another attempt."""
         now = self.server.clock.time()
-        item = self.inputs.get(output.input_id)
+        item = self.ledger.inputs.get(output.input_id)
         self.scheduler.finished(task_id, output.input_id, now)
         task = self.tasks.get(task_id)
         if task is not None:
@@ -278,29 +192,6 @@ class Engine:
         ):
             return
         self._finish(item, output.result, output.data_format, task_id, output.input_started_at)
-
-    def redeliver(self, input_id: str) -> str:
-        """Hand a running input to a second container of its function while the first one still has it;
-        returns its task id.
-
-        Raises:
-            RpcError: the input isn't running.
-        """
-        item = self.inputs.get(input_id)
-        if item is None or not item.running_on:
-            raise RpcError(Status.NOT_FOUND, f"Input {input_id} is not running.")
-        key = self.server.functions.ensure_pool(item.call.function_id)
-        pool = self.scheduler.pools[key]
-        for slot in pool.live():
-            if not slot.running:
-                break
-        else:
-            self._start_container(key)
-            slot = list(pool.slots.values())[-1]
-        task = self.tasks[slot.task_id]
-        task.redeliveries.append(item)
-        task.inputs_wake.set()
-        return task.task_id
 
     def start_failed(self, task_id: str, result: api.GenericResult) -> None:
         """A container reports why it couldn't get ready (or shut down); it will exit by itself."""
@@ -318,7 +209,7 @@ class Engine:
         pool = self.scheduler.pools[slot.pool]
         failed_start = slot.ready_at is None and not slot.retiring
         lost = self.scheduler.gone(task_id, now)
-        for item in [self.inputs[input_id] for input_id in lost if input_id in self.inputs]:
+        for item in [self.ledger.inputs[input_id] for input_id in lost if input_id in self.ledger.inputs]:
             item.running_on.discard(task_id)
             if not item.done and not item.running_on:
                 self._lost(task, item, returncode, now)
@@ -366,14 +257,14 @@ class Engine:
             return
         for input_id in pool.waiting():
             self.scheduler.withdraw(input_id)
-            self._finish(self.inputs[input_id], result, api.DATA_FORMAT_UNSPECIFIED, task.task_id, 0.0)
+            self._finish(self.ledger.inputs[input_id], result, api.DATA_FORMAT_UNSPECIFIED, task.task_id, 0.0)
 
     def sole_input(self, task_id: str) -> Input | None:
         """The input that output of this container belongs to: known if it runs exactly one."""
         slot = self.scheduler.slots.get(task_id)
         if slot is None or len(slot.running) != 1:
             return None
-        return self.inputs.get(next(iter(slot.running)))
+        return self.ledger.inputs.get(next(iter(slot.running)))
 
     # -- the ends of inputs
 
@@ -387,6 +278,7 @@ class Engine:
             return False
         delay = policy.initial_delay_ms / 1000 * (policy.backoff_coefficient or 1.0) ** item.retry_count
         item.retry_count += 1
+        self.ledger.keep(item)
         self._queue_again(item, min(delay, policy.max_delay_ms / 1000 or delay))
         return True
 
@@ -395,8 +287,7 @@ class Engine:
     ) -> None:
         if item.done:
             return
-        call = item.call
-        item.output = api.FunctionGetOutputsItem(
+        output = api.FunctionGetOutputsItem(
             result=result,
             idx=item.index,
             input_id=item.input_id,
@@ -406,13 +297,7 @@ class Engine:
             output_created_at=self.server.clock.time(),
             retry_count=item.retry_count,
         )
-        item.payload = api.FunctionInput()  # arguments may be large; nobody needs them any more
-        call.finished.append(item)
-        call.notify()
-        call.data_out.notify()
-        if not call.unfinished:
-            self._finished_calls[call.call_id] = None
-            self._forget_old_calls()
+        self.ledger.finish(item, output)
 
     def _finish_terminated(self, item: Input, reason: str) -> None:
         self._fail(item, api.GenericResult.GENERIC_STATUS_TERMINATED, reason)
@@ -421,15 +306,10 @@ class Engine:
         result = api.GenericResult(status=status, exception=reason)  # type: ignore[arg-type]
         self._finish(item, result, api.DATA_FORMAT_UNSPECIFIED, task_id, 0.0)
 
-    def _forget_old_calls(self) -> None:
-        while len(self._finished_calls) > CALLS_KEPT:
-            call_id, _ = self._finished_calls.popitem(last=False)
-            for item in self.calls.pop(call_id).inputs:
-                self.inputs.pop(item.input_id, None)
-
     # -- starting and stopping containers
 
-    def _start_container(self, key: PoolKey) -> None:
+    def start_container(self, key: PoolKey) -> None:
+        """One more container for this pool."""
         try:
             resolved = self.server.functions.resolve(key.function_id)
         except RpcError:
@@ -461,7 +341,7 @@ class Engine:
     def _input_timed_out(self, task: Task, input_id: str) -> None:
         """End the attempt, and its container step by step: cancel event, SIGINT, SIGKILL."""
         now = self.server.clock.time()
-        item = self.inputs[input_id]
+        item = self.ledger.inputs[input_id]
         self.scheduler.finished(task.task_id, input_id, now)
         item.running_on.discard(task.task_id)
         task.cancelling[input_id] = 0.0
@@ -493,10 +373,10 @@ class Engine:
         the rest.
         """
         options = self.server.options
-        if await self._wait(task.exited, options.cancel_grace):
+        if await self.wait(task.exited, options.cancel_grace):
             return
         self.server.workers.interrupt(task.task_id)
-        if await self._wait(task.exited, options.stop_grace):
+        if await self.wait(task.exited, options.stop_grace):
             return
         self.server.workers.kill(task.task_id)
 
@@ -505,11 +385,9 @@ class Engine:
         for key in list(self.scheduler.pools):
             if self.server.functions.app_of(key.function_id) == app.app_id:
                 self.scheduler.retire_pool(key)
-        for call in list(self.calls.values()):
-            if call.app_id == app.app_id:
-                for item in call.inputs:
-                    if not item.done:
-                        self._finish_terminated(item, f"The app {app.name or app.description} was stopped")
+        for call in self.ledger.of_app(app.app_id):
+            for item in call.inputs:
+                self._finish_terminated(item, f"The app {app.name or app.description} was stopped")
         for task in list(self.tasks.values()):
             if task.app_id == app.app_id:
                 self.server.workers.interrupt(task.task_id)
@@ -524,5 +402,5 @@ class Engine:
                 and self.server.functions.app_of(key.function_id) == app.app_id
             ):
                 for input_id in self.scheduler.retire_pool(key):
-                    self._queue_again(self.inputs[input_id], 0.0)
+                    self._queue_again(self.ledger.inputs[input_id], 0.0)
         self.kick()

@@ -148,6 +148,18 @@ class Input:
         """Whether it has its final result."""
         return self.output is not None
 
+    def to_bytes(self) -> bytes:
+        """For the store: a line of JSON, then the result or, before there is one, the arguments."""
+        fields = {
+            "call_id": self.call.call_id,
+            "index": self.index,
+            "retry_count": self.retry_count,
+            "cancel_requested": self.cancel_requested,
+            "done": self.done,
+        }
+        body = self.payload if self.output is None else self.output
+        return json.dumps(fields).encode() + b"\n" + body.SerializeToString()
+
 
 @dataclass
 class Stream:
@@ -190,6 +202,8 @@ class Call:
     invocation_type: int
     created_at: float
     parent_input_id: str = ""
+    durable: bool = False
+    """Whether it outlives the server, as calls of deployed apps do."""
     inputs: list[Input] = field(default_factory=list)
     finished: list[Input] = field(default_factory=list)
     """In the order of their ends: a reader's position in it is its cursor."""
@@ -207,6 +221,12 @@ class Call:
         """Wake everybody who waits for a change."""
         event, self.changed = self.changed, asyncio.Event()
         event.set()
+
+    def to_bytes(self) -> bytes:
+        """For the store, without the inputs."""
+        names = ("call_id", "function_id", "app_id", "call_type", "invocation_type", "created_at")
+        fields = {name: getattr(self, name) for name in (*names, "parent_input_id", "durable")}
+        return json.dumps(fields).encode()
 
 
 @dataclass

@@ -12,6 +12,7 @@ import grpclib.server
 from grpclib.config import Configuration
 
 from local_modal.clock import Clock, SystemClock
+from local_modal.desk import Desk
 from local_modal.engine import Engine
 from local_modal.rpc import Dispatcher, Service
 from local_modal.services.apps import AppService
@@ -67,6 +68,7 @@ class Server:
         self.http = HttpSide(options.host)
         self.workers = Workers(self)
         self.engine = Engine(self)
+        self.desk = Desk(self)
         self.environments = EnvironmentService(self)
         self.blobs = BlobService(self)
         self.secrets = SecretService(self)

@@ -20,7 +20,7 @@ class CallService(Service):
     """FunctionMap, FunctionPutInputs, FunctionGetOutputs, FunctionCall*, FunctionGetCallGraph."""
 
     async def FunctionMap(self, request: api.FunctionMapRequest) -> api.FunctionMapResponse:
-        call = self.server.engine.create_call(
+        call = self.server.engine.ledger.open(
             request.function_id,
             request.function_call_type,
             request.function_call_invocation_type,
@@ -37,7 +37,7 @@ class CallService(Service):
         )
 
     async def FunctionPutInputs(self, request: api.FunctionPutInputsRequest) -> api.FunctionPutInputsResponse:
-        call = self.server.engine.call(request.function_call_id)
+        call = self.server.engine.ledger.get(request.function_call_id)
         return api.FunctionPutInputsResponse(inputs=self._add(call, request.inputs))
 
     def _add(
@@ -45,7 +45,7 @@ class CallService(Service):
     ) -> list[api.FunctionPutInputsResponseItem]:
         added = []
         for given in inputs:
-            item = self.server.engine.add_input(call, given.idx, given.input)
+            item = self.server.engine.submit(call, given.idx, given.input)
             added.append(
                 api.FunctionPutInputsResponseItem(
                     idx=given.idx, input_id=item.input_id, input_jwt=item.input_id
@@ -54,7 +54,7 @@ class CallService(Service):
         return added
 
     async def FunctionFinishInputs(self, request: api.FunctionFinishInputsRequest) -> Empty:
-        call = self.server.engine.call(request.function_call_id)
+        call = self.server.engine.ledger.get(request.function_call_id)
         if len(call.inputs) != request.num_inputs:
             raise RpcError(
                 Status.FAILED_PRECONDITION,
@@ -65,7 +65,7 @@ class CallService(Service):
     async def FunctionGetOutputs(
         self, request: api.FunctionGetOutputsRequest
     ) -> api.FunctionGetOutputsResponse:
-        call = self.server.engine.call(request.function_call_id)
+        call = self.server.engine.ledger.get(request.function_call_id)
         deadline = self.server.clock.time() + request.timeout
         while True:
             changed = call.changed
@@ -97,14 +97,14 @@ class CallService(Service):
         return response
 
     async def FunctionCallCancel(self, request: api.FunctionCallCancelRequest) -> Empty:
-        call = self.server.engine.call(request.function_call_id)
+        call = self.server.engine.ledger.get(request.function_call_id)
         self.server.engine.cancel(call, request.terminate_containers)
         return Empty()
 
     async def FunctionCallFromId(
         self, request: api.FunctionCallFromIdRequest
     ) -> api.FunctionCallFromIdResponse:
-        call = self.server.engine.call(request.function_call_id)
+        call = self.server.engine.ledger.get(request.function_call_id)
         return api.FunctionCallFromIdResponse(
             function_call_id=call.call_id,
             num_inputs=len(call.inputs),
@@ -115,7 +115,7 @@ class CallService(Service):
         return api.FunctionCallListResponse(
             function_calls=[
                 self._info(call)
-                for call in self.server.engine.calls.values()
+                for call in self.server.engine.ledger.calls.values()
                 if call.function_id == request.function_id
             ]
         )
@@ -124,7 +124,7 @@ class CallService(Service):
         self, request: api.FunctionCallGetInfoRequest
     ) -> api.FunctionCallGetInfoResponse:
         return api.FunctionCallGetInfoResponse(
-            info=self._info(self.server.engine.call(request.function_call_id))
+            info=self._info(self.server.engine.ledger.get(request.function_call_id))
         )
 
     @staticmethod
@@ -147,11 +147,11 @@ class CallService(Service):
     async def FunctionGetCallGraph(
         self, request: api.FunctionGetCallGraphRequest
     ) -> api.FunctionGetCallGraphResponse:
-        engine = self.server.engine
+        ledger = self.server.engine.ledger
         response = api.FunctionGetCallGraphResponse()
-        pending = [engine.call(request.function_call_id)]
+        pending = [ledger.get(request.function_call_id)]
         # From the root of the tree that the call belongs to.
-        while (parent := engine.inputs.get(pending[0].parent_input_id)) is not None:
+        while (parent := ledger.inputs.get(pending[0].parent_input_id)) is not None:
             pending[0] = parent.call
         while pending:
             call = pending.pop()
@@ -170,27 +170,27 @@ class CallService(Service):
                     status=item.output.result.status if item.output else 0,
                 )
                 pending += [
-                    child for child in engine.calls.values() if child.parent_input_id == item.input_id
+                    child for child in ledger.calls.values() if child.parent_input_id == item.input_id
                 ]
         return response
 
     # -- generators
 
     async def FunctionCallPutDataOut(self, request: api.FunctionCallPutDataRequest) -> Empty:
-        self.server.engine.call(request.function_call_id).data_out.append(request.data_chunks)
+        self.server.engine.ledger.get(request.function_call_id).data_out.append(request.data_chunks)
         return Empty()
 
     async def FunctionCallGetDataOut(
         self, request: api.FunctionCallGetDataRequest
     ) -> AsyncIterator[api.DataChunk]:
-        call = self.server.engine.call(request.function_call_id)
+        call = self.server.engine.ledger.get(request.function_call_id)
         async for chunk in self._read(call, call.data_out, request.last_index):
             yield chunk
 
     async def FunctionCallGetDataIn(
         self, request: api.FunctionCallGetDataRequest
     ) -> AsyncIterator[api.DataChunk]:
-        call = self.server.engine.call(request.function_call_id)
+        call = self.server.engine.ledger.get(request.function_call_id)
         async for chunk in self._read(call, call.data_in, request.last_index):
             yield chunk
 

@@ -20,10 +20,10 @@ class ContainerService(Service):
     async def ContainerHeartbeat(
         self, request: api.ContainerHeartbeatRequest
     ) -> api.ContainerHeartbeatResponse:
-        return await self.server.engine.heartbeat(container_caller())
+        return await self.server.desk.heartbeat(container_caller())
 
     async def FunctionGetInputs(self, request: api.FunctionGetInputsRequest) -> api.FunctionGetInputsResponse:
-        return await self.server.engine.next_inputs(container_caller())
+        return await self.server.desk.next_inputs(container_caller())
 
     async def FunctionPutOutputs(self, request: api.FunctionPutOutputsRequest) -> Empty:
         task_id = container_caller()

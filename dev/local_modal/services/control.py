@@ -32,7 +32,11 @@ class ControlService(Service):
         slot = self.server.engine.scheduler.slots.get(task.task_id)
         app = self.server.apps.apps.get(task.app_id)
         inputs = (
-            [self.server.engine.inputs[i] for i in slot.running if i in self.server.engine.inputs]
+            [
+                self.server.engine.ledger.inputs[i]
+                for i in slot.running
+                if i in self.server.engine.ledger.inputs
+            ]
             if slot
             else []
         )
@@ -77,7 +81,7 @@ class ControlService(Service):
                 return _refusal("no input runs there; see /control/tasks")
             input_id = running[0]
         try:
-            task_id = engine.redeliver(input_id)
+            task_id = self.server.desk.redeliver(input_id)
         except RpcError as error:
             return _refusal(error.message)
         return web.json_response({"input_id": input_id, "task_id": task_id})

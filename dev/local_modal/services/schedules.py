@@ -52,10 +52,10 @@ class ScheduleService(Service):
         Raises:
             RpcError: there is no such function any more.
         """
-        call = self.server.engine.create_call(
+        call = self.server.engine.ledger.open(
             function_id, api.FUNCTION_CALL_TYPE_UNARY, api.FUNCTION_CALL_INVOCATION_TYPE_ASYNC
         )
-        self.server.engine.add_input(call, 0, api.FunctionInput(data_format=api.DATA_FORMAT_PICKLE))
+        self.server.engine.submit(call, 0, api.FunctionInput(data_format=api.DATA_FORMAT_PICKLE))
         return call.call_id
 
     def _set(self, function_id: str, moment: float | None, *, persist: bool = True) -> None:

@@ -6,7 +6,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,6 @@ from local_modal.testing import LocalModal
 
 APPS = Path(__file__).parent / "apps"
 CLIENT_SECONDS = 120
-
-Client = Callable[..., Any]
 
 
 def deploy(server: LocalModal, app: str, **environ: str) -> str:
@@ -39,16 +38,10 @@ def modal(server: LocalModal, *arguments: str, **environ: str) -> str:
 
 
 def start_client(server: LocalModal, code: str, **values: Any) -> subprocess.Popen[str]:
-    """A Python process with `modal` imported and `values` as variables; what it assigns to `result` is its
-    answer.
+    """A client process that runs beside the test: `modal` is imported, `values` are variables, `result` is
+    printed.
     """
-    program = (
-        "import json, os, sys, time, modal\n"
-        "globals().update(json.loads(sys.argv[1]))\n"
-        "f = lambda name, app='basics': modal.Function.from_name(app, name)\n"
-        f"{code}\n"
-        "print('RESULT ' + json.dumps(result))\n"
-    )
+    program = f"{PRELUDE}globals().update(json.loads(sys.argv[1]))\n{code}\nprint(json.dumps(result))\n"
     return subprocess.Popen(
         [sys.executable, "-c", program, json.dumps(values)],
         env=server.env,
@@ -59,16 +52,73 @@ def start_client(server: LocalModal, code: str, **values: Any) -> subprocess.Pop
 
 
 def client(server: LocalModal, code: str, **values: Any) -> Any:
-    """Run a client to its end and return its `result`."""
-    process = start_client(server, code, **values)
+    """Run code in the server's client process, in a namespace of its own, and return its `result`."""
+    if server.server_url not in _clients:
+        _clients[server.server_url] = _ClientProcess(server)
+    return _clients[server.server_url].run(server, code, values)
+
+
+PRELUDE = """
+import json, os, sys, time, traceback, modal
+f = lambda name, app='basics': modal.Function.from_name(app, name)
+"""
+LOOP = """
+for line in sys.stdin:
+    order = json.loads(line)
+    space = dict(globals(), **order["values"])
     try:
-        output, errors = process.communicate(timeout=CLIENT_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        output, errors = process.communicate()
-        pytest.fail(f"client timed out:\n{output}{errors}\n{server.log}")
-    assert process.returncode == 0, f"client failed:\n{output}{errors}\n{server.log}"
-    return json.loads(output.rpartition("RESULT ")[2])
+        exec(order["code"], space)
+        answer = {"result": space["result"]}
+    except BaseException:
+        answer = {"error": traceback.format_exc()}
+    print("ANSWER " + json.dumps(answer), flush=True)
+"""
+
+
+class _ClientProcess:
+    """A Python process that imports `modal` once and serves many tests: the import takes longer than most of
+    them.
+    """
+
+    def __init__(self, server: LocalModal) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", PRELUDE + LOOP],
+            env=server.env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, server: LocalModal, code: str, values: dict[str, Any]) -> Any:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        guard = threading.Timer(CLIENT_SECONDS, self._process.kill)
+        guard.start()
+        try:
+            self._process.stdin.write(json.dumps({"code": code, "values": values}) + "\n")
+            self._process.stdin.flush()
+            for line in self._process.stdout:
+                if line.startswith("ANSWER "):
+                    answer = json.loads(line.removeprefix("ANSWER "))
+                    assert "error" not in answer, f"{answer['error']}\n{server.log}"
+                    return answer["result"]
+        finally:
+            guard.cancel()
+        del _clients[server.server_url]
+        pytest.fail(f"the client process ended or took longer than {CLIENT_SECONDS} s\n{server.log}")
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+_clients: dict[str, _ClientProcess] = {}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _end_clients() -> Iterator[None]:
+    yield
+    while _clients:
+        _clients.popitem()[1].end()
 
 
 @pytest.fixture(scope="session")

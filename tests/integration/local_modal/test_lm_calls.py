@@ -129,16 +129,23 @@ def test_with_options_has_a_pool_of_its_own_and_replaces_secrets(isolated_server
 
 
 def test_a_redelivered_input_runs_twice_and_ends_once(isolated_server: LocalModal) -> None:
-    call_id = client(isolated_server, "result = f('sleepy').spawn(3).object_id")
+    key = uuid.uuid4().hex
+    call_id = client(isolated_server, "result = f('gated').spawn(key).object_id", key=key)
     running = wait_until(
-        lambda: [t for t in isolated_server.tasks("sleepy") if t["running_inputs"]], 20, "it runs"
+        lambda: [t for t in isolated_server.tasks("gated") if t["running_inputs"]], 20, "it runs"
     )
     again = isolated_server.control("redeliver", task_id=running[0]["task_id"])
     assert again["task_id"] != running[0]["task_id"]
 
     def twice() -> bool:
-        both = [t for t in isolated_server.tasks("sleepy") if t["running_inputs"]]
+        both = [t for t in isolated_server.tasks("gated") if t["running_inputs"]]
         return len(both) == 2 and len({t["running_inputs"][0]["input_id"] for t in both}) == 1
 
-    wait_until(twice, 10, "both run the same input")
-    assert client(isolated_server, f"result = modal.FunctionCall.from_id({call_id!r}).get()") == "woke up"
+    wait_until(twice, 20, "both run the same input")
+    code = (
+        "modal.Dict.from_name('basics-notes')[key] = True\n"
+        "call = modal.FunctionCall.from_id(call_id)\n"
+        "result = [call.get(), call.get(), call.num_inputs()]"
+    )
+    first, second, inputs = client(isolated_server, code, key=key, call_id=call_id)
+    assert first == second in (running[0]["task_id"], again["task_id"]) and inputs == 1

@@ -144,3 +144,20 @@ def test_the_server_listens_on_loopback_only(isolated_server: LocalModal) -> Non
 
 def test_a_client_may_greet_the_server(local_modal: LocalModal) -> None:
     assert client(local_modal, "modal.Client.from_env().hello(); result = 'answered'") == "answered"
+
+
+def test_calls_survive_a_killed_server(fresh_local_modal: LocalModal) -> None:
+    """Results stay, running and waiting inputs of deployed apps run again."""
+    server = fresh_local_modal
+    deploy(server, "limited", VERSION="one")
+    code = (
+        "version = f('version', 'limited')\n"
+        "done = version.spawn(0); done.get()\n"
+        "result = [call.object_id for call in (done, version.spawn(3), version.spawn(0))]"
+    )
+    calls = client(server, code)
+    wait_until(lambda: [task for task in server.tasks() if task["running_inputs"]])
+    server.kill()
+    server.start()
+    code = "result = [modal.FunctionCall.from_id(call).get(timeout=30) for call in calls]"
+    assert client(server, code, calls=calls) == ["one"] * 3

@@ -79,6 +79,15 @@ def sleepy(seconds: float) -> str:
 
 
 @app.function(timeout=60)
+def gated(key: str) -> str:
+    """Runs until somebody puts `key` into the Dict."""
+    notes = modal.Dict.from_name("basics-notes", create_if_missing=True)
+    while key not in notes:
+        time.sleep(0.05)
+    return os.environ["MODAL_TASK_ID"]
+
+
+@app.function(timeout=60)
 def stubborn(path: str) -> str:
     """Notes its cancellation in a Dict and goes on."""
     notes = modal.Dict.from_name("basics-notes", create_if_missing=True)
