@@ -1,1 +1,5 @@
-"""The operations behind the command line: where they run (``operations``) and who calls them (``client``)."""
+"""The operations behind the command line: run beside the database, by the function ``control``.
+
+``client`` is the command line's side. ``operations`` runs in Modal's entry process and answers; what needs
+Airflow it has done in a child of the zygote (``child``), by ``database``, ``dags``, ``runs`` and ``xcoms``.
+"""

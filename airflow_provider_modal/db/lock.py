@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 LOCK_KEY = 0x6D6F_6461_6C66_6C77
 """``modalflw``; PostgreSQL shows it as the halves ``classid`` and ``objid`` of ``pg_locks``."""
 PING_SECONDS = 2.0
+OLDEST_SERVER = 130_000
+"""Number of the oldest PostgreSQL that is supported, in libpq's notation."""
 _POLL_SECONDS = 0.25
 
 _HOLDER = """
@@ -91,6 +93,28 @@ class AdvisoryLock:
             connection.close()
             raise
         self._connection = connection
+
+    def check(self) -> str:
+        """Find out, without taking the lock, whether a scheduler could; return the server's version.
+
+        :raises LockHeldError: another environment schedules on this database.
+        :raises UnreachableError: the database does not answer.
+        :raises ConfigError: it refuses us, is too old, or is behind a pooler in transaction mode.
+        """
+        connection = connect(self._url, application_name=self._application_name)
+        try:
+            self._refuse_transaction_pooler(connection)
+            if connection.server_version < OLDEST_SERVER:
+                raise ConfigError(
+                    f"the database at {host_of(self._url)} is PostgreSQL {_server_version(connection)}; "
+                    "Airflow needs version 13 or later"
+                )
+            holder = self._holder(connection)
+            if holder not in (None, environment_of(self._application_name)):
+                raise self._held_by(holder)
+            return _server_version(connection)
+        finally:
+            connection.close()
 
     def release(self) -> None:
         """Give the lock up; nothing happens if it is not held."""
@@ -238,3 +262,8 @@ def _value(connection: Connection, statement: str, arguments: tuple[int, ...] = 
         cursor.execute(statement, arguments)
         row = cursor.fetchone()
     return row[0] if row else None
+
+
+def _server_version(connection: Connection) -> str:
+    # "17.2 (Debian 17.2-1.pgdg120+1)" -> "17.2"
+    return str(_value(connection, "SHOW server_version")).split(" ", 1)[0]

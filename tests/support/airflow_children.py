@@ -70,7 +70,7 @@ class AirflowChildren:
         return outcome
 
     def dag_version(self, files: Mapping[str, str]) -> str:
-        """Put a DAG version onto the containers' local disk, as the lock holder does, and return its digest."""
+        """Put a DAG version onto local disk, as the lock holder does, and return its digest."""
         version = DagVersion.of({path: text.encode().hex() for path, text in files.items()})
         folder = self.root / "modalflow" / "dag-versions" / version.digest
         for path, text in files.items():
@@ -177,3 +177,21 @@ def health() -> str:
 def trigger_run(children: AirflowChildren, dag_id: str, run_id: str) -> None:
     """Create a manual DAG run in the test's database."""
     children.run(f"{__name__}:trigger", dag_id=dag_id, run_id=run_id)
+
+
+def push(dag_id: str, run_id: str, values: dict[str, Any]) -> None:
+    """Store XComs of task ``fails_once``, and a ``date``, as a task's supervisor does; to be run in a child."""
+    from datetime import datetime, timezone
+
+    from airflow.models.xcom import XComModel
+    from airflow.sdk.serde import serialize
+
+    for key, value in {**values, "date": datetime(2025, 1, 2, tzinfo=timezone.utc)}.items():
+        XComModel.set(
+            key=key,
+            value=serialize(value),
+            dag_id=dag_id,
+            task_id="fails_once",
+            run_id=run_id,
+            serialize=False,
+        )

@@ -1,7 +1,7 @@
 """An executor for tests of scheduling: it records what it is given and plays the worker itself.
 
-It writes the state that a worker's supervisor would write and reports the end; tasks named ``fails_once`` fail
-at their first try, tasks named ``lasts...`` stay running.
+It writes the state that a worker's supervisor would write and reports the end; tasks named ``fails_once``
+fail at their first try, tasks named ``lasts...`` stay running.
 """
 
 from __future__ import annotations

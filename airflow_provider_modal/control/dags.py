@@ -1,0 +1,101 @@
+"""DAGs of the environment: listed, and started by hand."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from airflow.api.common.trigger_dag import trigger_dag
+from airflow.exceptions import DagRunAlreadyExists, ParamValidationError
+from airflow.models.dag import DagModel
+from airflow.models.dagrun import DagRun
+from airflow.models.errors import ParseImportError
+from airflow.utils.session import create_session
+from airflow.utils.types import DagRunTriggeredByType
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from airflow_provider_modal.control.times import iso, parsed
+from airflow_provider_modal.errors import ConfigError, ModalflowError, NotFoundError
+
+
+def list_dags() -> dict[str, Any]:
+    """Return all DAGs that were ever parsed, and the files that could not be."""
+    with create_session() as session:
+        dags = session.scalars(select(DagModel).order_by(DagModel.dag_id)).all()
+        errors = session.scalars(select(ParseImportError).order_by(ParseImportError.filename)).all()
+        return {
+            "dags": [
+                {
+                    "dag_id": dag.dag_id,
+                    "file": dag.relative_fileloc,
+                    "paused": dag.is_paused,
+                    "stale": dag.is_stale,
+                    "last_parsed": iso(dag.last_parsed_time),
+                    "bundle_version": dag.bundle_version,
+                    "schedule": dag.timetable_summary,
+                    "next_run": iso(dag.next_dagrun_create_after),
+                }
+                for dag in dags
+            ],
+            "import_errors": [
+                {"file": error.filename, "error": error.stacktrace, "at": iso(error.timestamp)}
+                for error in errors
+            ],
+        }
+
+
+def trigger(
+    dag_id: str, run_id: str, conf: dict[str, Any] | None = None, logical_date: str | None = None
+) -> dict[str, Any]:
+    """Create a manual run; nothing happens if the DAG has a run of this id.
+
+    :param logical_date: ISO 8601; None for a run without one.
+    :return: ``run_id``, and ``created``: whether it is new.
+    :raises NotFoundError: there is no such DAG, or its file is gone.
+    :raises ConfigError: run id, configuration or date are not allowed.
+    :raises ModalflowError: the DAG can't be run.
+    """
+    with create_session() as session:
+        if _exists(session, dag_id, run_id):
+            return {"run_id": run_id, "created": False}
+        _require(session, dag_id)
+    try:
+        trigger_dag(
+            dag_id=dag_id,
+            run_id=run_id,
+            conf=conf or {},
+            logical_date=None if logical_date is None else parsed(logical_date),
+            triggered_by=DagRunTriggeredByType.CLI,
+        )
+    except DagRunAlreadyExists as error:
+        with create_session() as session:
+            if _exists(session, dag_id, run_id):
+                # Somebody else, or an earlier delivery of this call, was faster.
+                return {"run_id": run_id, "created": False}
+        raise ModalflowError(f"DAG {dag_id} can't be started: {error}") from None
+    except (ParamValidationError, ValueError) as error:
+        raise ConfigError(f"DAG {dag_id} can't be started like this: {error}") from None
+    return {"run_id": run_id, "created": True}
+
+
+def _exists(session: Session, dag_id: str, run_id: str) -> bool:
+    statement = select(DagRun.id).where(DagRun.dag_id == dag_id, DagRun.run_id == run_id)
+    return session.scalar(statement) is not None
+
+
+def _require(session: Session, dag_id: str) -> None:
+    """Check that the DAG is there and its file is in order."""
+    known = {dag.dag_id: dag for dag in session.scalars(select(DagModel))}
+    dag = known.get(dag_id)
+    if dag is not None and dag.has_import_errors:
+        raise ModalflowError(
+            f"DAG {dag_id} can't be started: its file {dag.relative_fileloc} has an import error; to see it: "
+            "modalflow dags list"
+        )
+    if dag is None or dag.is_stale:
+        active = [name for name, model in known.items() if not model.is_stale]
+        close = difflib.get_close_matches(dag_id, active, n=3, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        what = "does not exist" if dag is None else "is in no DAG file any more"
+        raise NotFoundError(f"DAG {dag_id} {what}{hint}")

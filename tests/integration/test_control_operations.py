@@ -1,0 +1,222 @@
+"""Do the operations behind the command line do what they promise, and tell failures in a sentence?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from airflow_provider_modal import airflow_settings
+from airflow_provider_modal.config import EnvironmentConfig
+from airflow_provider_modal.container.zygote import Child, Outcome, Zygote
+from airflow_provider_modal.control import operations
+from airflow_provider_modal.db.connect import application_name
+from airflow_provider_modal.db.lock import AdvisoryLock
+from tests.support.airflow_children import ENV, AirflowChildren, trigger_run
+
+DAG = """
+from airflow.sdk import DAG, Param, task
+with DAG("{dag_id}", schedule=None, params={{"day": Param(1, type="integer")}}):
+    @task(retries=1)
+    def fails_once(): pass
+    @task
+    def hello(n): return n
+    fails_once() >> hello.expand(n=[1, 2])
+"""
+
+
+class _InDatabase:
+    """A zygote whose children use the test's database."""
+
+    def __init__(self, children: AirflowChildren) -> None:
+        self._children = children
+
+    def spawn(self, target: str, args: Mapping[str, Any], env: Mapping[str, str] | None = None) -> Child:
+        return self._children.spawn(target, env, **args)
+
+
+def _ask(children: AirflowChildren, op: str, **args: Any) -> Any:
+    answer = operations.handle(_InDatabase(children), op, args)  # type: ignore[arg-type]
+    assert answer["ok"], answer
+    json.dumps(answer)
+    return answer["result"]
+
+
+def _refusal(children: AirflowChildren, op: str, **args: Any) -> tuple[str, str]:
+    answer = operations.handle(_InDatabase(children), op, args)  # type: ignore[arg-type]
+    assert not answer["ok"], answer
+    return answer["error"]["kind"], answer["error"]["message"]
+
+
+@pytest.fixture
+def children(airflow_children: AirflowChildren, monkeypatch: pytest.MonkeyPatch) -> AirflowChildren:
+    _deployed(monkeypatch, airflow_children.url)
+    return airflow_children
+
+
+def _deployed(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    config = EnvironmentConfig(connection_string=url)
+    for name, value in airflow_settings.function_environment(config, ENV, "control").items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv(airflow_settings.CONNECTION, url.replace("postgresql:", "postgresql+psycopg2:", 1))
+
+
+def test_check_database_names_host_and_version(children: AirflowChildren) -> None:
+    result = _ask(children, "check_database")
+    assert result["host"].startswith("127.0.0.1:")
+    assert int(result["server_version"].split(".")[0]) >= 13
+
+
+def test_check_database_names_the_environment_that_has_it(children: AirflowChildren) -> None:
+    with AdvisoryLock(children.url, application_name=application_name("other")) as lock:
+        lock.acquire()
+        kind, message = _refusal(children, "check_database")
+    assert kind == "failed"
+    assert "environment 'other' schedules on the database" in message
+
+
+def test_check_database_is_not_disturbed_by_the_own_scheduler(children: AirflowChildren) -> None:
+    with AdvisoryLock(children.url, application_name=application_name(ENV)) as lock:
+        lock.acquire()
+        assert _ask(children, "check_database")["server_version"]
+
+
+def test_unreachable_database_is_told_without_its_password(
+    children: AirflowChildren, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _deployed(monkeypatch, "postgresql://someone:hidden-word@127.0.0.1:1/airflow")
+    kind, message = _refusal(children, "check_database")
+    assert kind == "unreachable"
+    assert "127.0.0.1:1" in message
+    assert "hidden-word" not in message
+
+
+def test_migrate_makes_the_schema_once_and_drop_removes_it(
+    children: AirflowChildren, fresh_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _deployed(monkeypatch, fresh_database)
+    children.url = fresh_database
+    first = _ask(children, "migrate")
+    assert first["changed"]
+    assert _ask(children, "migrate") == {"changed": False, "revision": first["revision"]}
+    assert _ask(children, "drop_schema") == {"changed": True}
+    assert _ask(children, "drop_schema") == {"changed": False}
+
+
+def test_migrate_refuses_the_database_of_a_newer_airflow(children: AirflowChildren) -> None:
+    children.sql("UPDATE alembic_version SET version_num = 'fedcba987654'")
+    kind, message = _refusal(children, "migrate")
+    assert kind == "failed"
+    assert "fedcba987654" in message
+    assert "newer Airflow" in message
+
+
+def test_dags_are_listed_with_errors(children: AirflowChildren) -> None:
+    children.parse({"a/first.py": DAG.format(dag_id="first"), "bad.py": "1 / 0  # dag airflow"}, per_file=10)
+    listed = _ask(children, "dags.list")
+    [dag] = listed["dags"]
+    assert (dag["dag_id"], dag["file"], dag["paused"], dag["stale"]) == ("first", "a/first.py", False, False)
+    assert dag["last_parsed"].endswith("Z")
+    [error] = listed["import_errors"]
+    assert error["file"] == "bad.py"
+    assert "ZeroDivisionError" in error["error"]
+
+
+def test_trigger_is_idempotent_and_checks_what_it_is_given(children: AirflowChildren) -> None:
+    children.parse({"a.py": DAG.format(dag_id="report_daily")}, per_file=10)
+
+    def child(**args: Any) -> Outcome:
+        return children.outcome("airflow_provider_modal.control.child:run", op="dags.trigger", args=args)
+
+    arguments = {"dag_id": "report_daily", "run_id": "r1", "conf": {"day": 3}}
+    assert child(**arguments).result == {"run_id": "r1", "created": True}
+    assert child(**arguments).result == {"run_id": "r1", "created": False}
+    assert children.sql("SELECT conf, triggered_by FROM dag_run") == [({"day": 3}, "CLI")]
+    assert child(dag_id="report_daily", run_id="r2", logical_date="2025-01-01T00:00:00Z").result["created"]
+    again = child(dag_id="report_daily", run_id="r3", logical_date="2025-01-01T00:00:00Z")
+    assert again.error_kind == "failed"
+    assert again.error and "report_daily" in again.error
+    wrong: list[tuple[dict[str, Any], str, str]] = [
+        ({"dag_id": "report_dayly", "run_id": "r"}, "not_found", "did you mean report_daily?"),
+        ({"dag_id": "report_daily", "run_id": "r", "conf": {"day": "x"}}, "config", "day"),
+        ({"dag_id": "report_daily", "run_id": "r", "logical_date": "soon"}, "config", "soon"),
+    ]
+    for refused, kind, sentence in wrong:
+        outcome = child(**refused)
+        assert (outcome.error_kind, outcome.result) == (kind, None)
+        assert outcome.error and sentence in outcome.error
+
+
+def test_trigger_of_a_dag_whose_file_is_broken_says_so(children: AirflowChildren) -> None:
+    children.parse({"a.py": DAG.format(dag_id="first")}, per_file=10)
+    children.parse({"a.py": "1 / 0  # dag airflow"})
+    outcome = children.outcome(
+        "airflow_provider_modal.control.child:run",
+        op="dags.trigger",
+        args={"dag_id": "first", "run_id": "r"},
+    )
+    assert outcome.error and "a.py has an import error" in outcome.error
+
+
+def test_run_is_shown_with_tries_and_reasons(children: AirflowChildren) -> None:
+    children.parse({"a.py": DAG.format(dag_id="first").replace("retries=1", "retries=1, retry_delay=1")})
+    trigger_run(children, "first", "r1")
+    children.schedule()
+    run = _ask(children, "runs.show", dag_id="first", run_id="r1")
+    assert run["state"] == "success"
+    assert [(t["task_id"], t["map_index"], t["try_number"], t["state"]) for t in run["tasks"]] == [
+        ("fails_once", -1, 2, "success"),
+        ("hello", 0, 1, "success"),
+        ("hello", 1, 1, "success"),
+    ]
+    [former] = run["tasks"][0]["history"]
+    assert (former["try_number"], former["state"]) == (1, "failed")
+    assert former["reason"] == "it fails once"
+    assert run["tasks"][1]["external_executor_id"] == "call-of-hello"
+    assert _refusal(children, "runs.show", dag_id="first", run_id="r2") == (
+        "not_found",
+        "DAG first has no run r2",
+    )
+
+
+def test_xcom_is_returned_as_json_and_what_json_lacks_as_airflow_shows_it(children: AirflowChildren) -> None:
+    children.parse({"a.py": DAG.format(dag_id="first")}, per_file=10)
+    trigger_run(children, "first", "r1")
+    values = {"whole": 5, "text": "5", "nothing": None, "list": [1, {"a": 2.5}], "mapping": {"k": [True]}}
+    children.run("tests.support.airflow_children:push", dag_id="first", run_id="r1", values=values)
+    where = {"dag_id": "first", "run_id": "r1", "task_id": "fails_once"}
+    for key, value in values.items():
+        assert _ask(children, "xcom.get", **where, key=key) == {"value": value}
+    assert _ask(children, "xcom.get", **where, key="date")["value"].startswith("datetime.datetime@")
+    kind, message = _refusal(children, "xcom.get", **where)
+    assert (kind, message) == ("not_found", "task fails_once of run r1 has no XCom 'return_value'")
+
+
+def test_unknown_operation_and_argument_are_refused(children: AirflowChildren) -> None:
+    kind, message = _refusal(children, "dags.explode")
+    assert (kind, "'dags.explode'" in message) == ("config", True)
+    kind, message = _refusal(children, "dags.list", colour="red")
+    assert kind == "failed"
+    assert "colour" in message
+
+
+def test_password_in_an_unexpected_error_is_masked(children: AirflowChildren) -> None:
+    password = urlsplit(children.url).password
+    message = operations.failure("failed", f"could not use {children.url} ({password})")["error"]["message"]
+    assert password and password not in message
+
+
+def test_child_that_dies_is_told(children: AirflowChildren) -> None:
+    class Dying:
+        def spawn(self, target: str, args: Mapping[str, Any], env: Any = None) -> Child:
+            child = children.spawn("time:sleep", secs=60)
+            child.kill()
+            return child
+
+    assert isinstance(children.zygote, Zygote)
+    answer = operations.handle(Dying(), "dags.list", {})  # type: ignore[arg-type]
+    assert answer["error"]["kind"] == "failed"
+    assert "killed by signal 9" in answer["error"]["message"]
