@@ -180,7 +180,7 @@ def trigger_run(children: AirflowChildren, dag_id: str, run_id: str) -> None:
 
 
 def push(dag_id: str, run_id: str, values: dict[str, Any]) -> None:
-    """Store XComs of task ``fails_once``, and a ``date``, as a task's supervisor does; to be run in a child."""
+    """Store XComs of task ``fails_once``, and a ``date``, as a supervisor does; to be run in a child."""
     from datetime import datetime, timezone
 
     from airflow.models.xcom import XComModel
