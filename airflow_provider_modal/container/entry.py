@@ -1,8 +1,8 @@
 """The functions that Modal calls.
 
 Modal imports this module in every container, and ``app.py`` where the App is built. Importing it where no
-role is set starts nothing and imports neither Airflow nor modal. In a container that runs Airflow it completes
-the settings and starts the zygote at once, so that it warms up while Modal fetches the first input.
+role is set starts nothing and imports neither Airflow nor modal. In a container that runs Airflow it
+completes the settings and starts the zygote at once, so that it warms up while Modal fetches the first input.
 
 Each function imports what it delegates to when it is called: the tick must not pay for Airflow.
 """

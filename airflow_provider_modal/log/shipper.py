@@ -116,7 +116,8 @@ class LogShipper:
             except Exception as error:
                 # Whatever it is, the task must not notice; the next attempt uploads the same pieces.
                 pause = min(max(pause, self._interval) * 2, MAX_PAUSE)
-                log.warning("%s is not on the Volume yet beyond byte %d: %s", self._local, self._shipped(), error)
+                shipped = self._shipped()
+                log.warning("%s is not on the Volume yet beyond byte %d: %s", self._local, shipped, error)
                 more = True
             if finishing:
                 if not more or time.monotonic() >= (self._ends or 0):

@@ -55,6 +55,7 @@ PRELOADED = (
     "airflow.providers.standard.operators.python",
     "airflow_provider_modal.bundles.volume",
     "airflow_provider_modal.container.identity",
+    "a2wsgi",
     "jinja2.ext",
     "setproctitle",
 )
