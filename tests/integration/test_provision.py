@@ -1,0 +1,253 @@
+"""Environments come into being and go, with real containers and a real database."""
+
+from __future__ import annotations
+
+import base64
+import json
+import uuid
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import modal
+import psycopg2
+import pytest
+
+from airflow_provider_modal import deployment, provision
+from airflow_provider_modal.config import EnvironmentConfig, ImageConfig, SchedulerConfig
+from airflow_provider_modal.control.client import ControlClient
+from airflow_provider_modal.errors import ConfigError, ModalflowError, NotFoundError, UnreachableError
+from airflow_provider_modal.names import ResourceNames
+from airflow_provider_modal.volume.files import VolumeFiles
+from local_modal.testing import LocalModal
+from tests.support.modal_env import using
+
+KEYS = ("AIRFLOW__CORE__FERNET_KEY", "AIRFLOW__API_AUTH__JWT_SECRET", "AIRFLOW__API__SECRET_KEY")
+CONNECTION = "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _modal(local_modal: LocalModal) -> Iterator[None]:
+    with using(local_modal):
+        yield
+
+
+@pytest.fixture
+def resources() -> Iterator[ResourceNames]:
+    names = ResourceNames(f"prov-{uuid.uuid4().hex[:8]}")
+    yield names
+    try:
+        provision.destroy(names.env)
+    except NotFoundError:
+        pass  # the test has destroyed it
+
+
+def configured(database: str, **changes: Any) -> EnvironmentConfig:
+    # An hour: no tick comes in between.
+    return replace(EnvironmentConfig(database, scheduler=SchedulerConfig(interval_seconds=3600)), **changes)
+
+
+def own_key() -> str:
+    return base64.urlsafe_b64encode(b"y" * 32).decode()
+
+
+def secret(server: LocalModal, name: str) -> dict[str, str]:
+    """The values that the server keeps; no client can read them back."""
+    secret_id = modal.Secret.from_name(name).hydrate().object_id
+    values: dict[str, str] = json.loads((server.state_dir / "secrets" / secret_id).read_text())
+    return values
+
+
+def revision(database: str) -> str:
+    connection = psycopg2.connect(database)
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT version_num FROM alembic_version")
+            [(found,)] = cursor.fetchall()
+            return str(found)
+    finally:
+        connection.close()
+
+
+@pytest.mark.slow
+def test_an_environment_from_its_beginning_to_its_end(
+    local_modal: LocalModal, resources: ResourceNames, fresh_database: str
+) -> None:
+    """One story, because every ``create`` starts a container that has Airflow to import."""
+    begun = provision.CreateSummary(resources.env)
+    with pytest.raises(UnreachableError) as failed:
+        provision.create(
+            configured("postgresql://airflow:hunter2@127.0.0.1:1/airflow", airflow={"core.first": "1"}),
+            resources.env,
+            summary=begun,
+        )
+    _tells_what_failed_and_what_exists(str(failed.value), begun, resources)
+    before = secret(local_modal, resources.secrets)
+    _holds_keys_of_its_own(before, str(begun.fernet_key))
+
+    told: list[tuple[str, str]] = []
+    done = provision.create(
+        configured(fresh_database, airflow={"core.first": "1"}),
+        resources.env,
+        progress=lambda step, status, detail: told.append((step, status)),
+    )
+    assert done.steps == {
+        "secrets": "updated",
+        "volume": "unchanged",
+        "state": "unchanged",
+        "app": "updated",
+        "database": "unchanged",
+        "schema": "updated",
+        "manifest": "updated",
+    }
+    assert told == [t for step, status in done.steps.items() for t in ((step, "started"), (step, status))]
+    assert done.fernet_key is None
+    assert deployment.read(VolumeFiles.open(resources)) == done.manifest
+    assert revision(fresh_database)
+
+    details: dict[str, str | None] = {}
+    again = provision.create(
+        configured(fresh_database + "?connect_timeout=7", airflow={"core.second": "2"}, fernet_key=own_key()),
+        resources.env,
+        progress=lambda step, status, detail: details.update({step: detail}),
+    )
+    assert again.steps == {**done.steps, "schema": "unchanged"}
+    assert "core.first" in str(details["secrets"]), "Modal keeps what was written once"
+    after = secret(local_modal, resources.secrets)
+    assert {key: after[key] for key in KEYS} == {key: before[key] for key in KEYS}
+    assert after["AIRFLOW__CORE__SECOND"] == "2"
+    assert after[CONNECTION].startswith("postgresql+psycopg2://")
+    assert after[CONNECTION].endswith("?connect_timeout=7")
+    for_workers = secret(local_modal, resources.worker_secrets)
+    assert for_workers["AIRFLOW__CORE__SECOND"] == "2"
+    assert not {CONNECTION, *KEYS} & for_workers.keys()
+
+    _raises_here_what_failed_there(resources)
+
+    gone = provision.destroy(resources.env, drop_schema=True)
+    assert set(gone.values()) == {"deleted"}
+    _nothing_is_left(resources)
+    with pytest.raises(psycopg2.errors.UndefinedTable):
+        revision(fresh_database)
+    with pytest.raises(NotFoundError, match="does not exist"):
+        provision.destroy(resources.env)
+
+
+def _tells_what_failed_and_what_exists(
+    text: str, summary: provision.CreateSummary, resources: ResourceNames
+) -> None:
+    assert "127.0.0.1" in text and "hunter2" not in text
+    assert resources.app in text and "Running create again continues" in text
+    assert summary.steps == {
+        "secrets": "created",
+        "volume": "created",
+        "state": "created",
+        "app": "created",
+        "database": "failed",
+    }
+    assert provision.exists(resources.env)
+    with pytest.raises(NotFoundError, match="create"):
+        deployment.read(VolumeFiles.open(resources))
+
+
+def _holds_keys_of_its_own(values: dict[str, str], told: str) -> None:
+    assert len({values[key] for key in KEYS}) == 3
+    assert values["AIRFLOW__CORE__FERNET_KEY"] == told
+    assert len(base64.urlsafe_b64decode(told)) == 32
+
+
+def _raises_here_what_failed_there(resources: ResourceNames) -> None:
+    control = ControlClient(resources)
+    with pytest.raises(NotFoundError, match="no_such_dag"):
+        control.call("runs.show", dag_id="no_such_dag", run_id="x")
+    with pytest.raises(ModalflowError, match="no-such-operation"):
+        control.call("no-such-operation")
+    with pytest.raises(UnreachableError, match=r"no answer within 0\.001 s.*modal app logs"):
+        ControlClient(resources, timeout=0.001).call("check_database")
+
+
+def _nothing_is_left(resources: ResourceNames) -> None:
+    assert not provision.exists(resources.env)
+    for kind, name in (
+        (modal.Volume, resources.volume),
+        (modal.Dict, resources.state_dict),
+        (modal.Queue, resources.events_queue),
+        (modal.Secret, resources.secrets),
+        (modal.Secret, resources.worker_secrets),
+    ):
+        with pytest.raises(modal.exception.NotFoundError):
+            kind.from_name(name).hydrate()
+
+
+@pytest.mark.parametrize("key", ["", "short", "not base64!", base64.b64encode(b"z" * 31).decode()])
+def test_a_key_that_is_none_is_refused_before_anything_is_made(resources: ResourceNames, key: str) -> None:
+    with pytest.raises(ConfigError, match=r"keys\.fernet_key") as refused:
+        provision.create(configured("postgresql://u@127.0.0.1:1/x", fernet_key=key), resources.env)
+
+    assert not key or key not in str(refused.value)
+    with pytest.raises(NotFoundError):
+        provision.destroy(resources.env)
+
+
+def test_a_name_that_is_not_allowed_is_refused() -> None:
+    with pytest.raises(ConfigError, match="not allowed"):
+        provision.create(configured("postgresql://u@127.0.0.1:1/x"), "../prod")
+    with pytest.raises(ConfigError, match="not allowed"):
+        provision.destroy("Prod!")
+
+
+def test_a_secret_that_nobody_made_is_told_and_a_key_of_the_configuration_is_taken(
+    local_modal: LocalModal, resources: ResourceNames
+) -> None:
+    config = configured(
+        "postgresql://u@127.0.0.1:1/x", image=ImageConfig(secrets=("no-such-secret",)), fernet_key=own_key()
+    )
+    summary = provision.CreateSummary(resources.env)
+
+    with pytest.raises(ConfigError, match="no-such-secret") as failed:
+        provision.create(config, resources.env, summary=summary)
+
+    assert f"Volume {resources.volume}" in str(failed.value)
+    assert f"perhaps App {resources.app}" in str(failed.value)
+    assert not provision.exists(resources.env)
+    assert summary.fernet_key is None
+    assert secret(local_modal, resources.secrets)["AIRFLOW__CORE__FERNET_KEY"] == own_key()
+
+
+def test_an_interrupted_destruction_is_completed(resources: ResourceNames) -> None:
+    modal.Dict.from_name(resources.state_dict, create_if_missing=True).hydrate()
+    modal.Volume.from_name(resources.volume, version=2, create_if_missing=True).hydrate()
+
+    done = provision.destroy(resources.env)
+
+    assert done == {
+        "app": "absent",
+        "events": "absent",
+        "state": "deleted",
+        "secrets": "absent",
+        "worker secrets": "absent",
+        "volume": "deleted",
+    }
+
+
+def test_the_volume_can_be_kept(resources: ResourceNames) -> None:
+    modal.Volume.from_name(resources.volume, version=2, create_if_missing=True).hydrate()
+    files = VolumeFiles.open(resources)
+    files.write("dags/a.py", b"A")
+
+    assert provision.destroy(resources.env, keep_volume=True)["volume"] == "kept"
+    assert files.read("dags/a.py") == b"A"
+
+
+def test_a_schema_without_its_app_is_not_dropped_silently(resources: ResourceNames) -> None:
+    modal.Dict.from_name(resources.state_dict, create_if_missing=True).hydrate()
+
+    with pytest.raises(NotFoundError, match="not deployed"):
+        provision.destroy(resources.env, drop_schema=True)
+    modal.Dict.from_name(resources.state_dict).hydrate()
+
+
+def test_an_environment_that_is_not_deployed_is_told() -> None:
+    with pytest.raises(NotFoundError, match="modalflow create --env nowhere"):
+        ControlClient(ResourceNames("nowhere")).call("dags.list")
+    assert not provision.exists("nowhere")
