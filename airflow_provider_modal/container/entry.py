@@ -20,7 +20,7 @@ from airflow_provider_modal.errors import ModalflowError
 WARM_UPS = {
     "scheduler": "airflow_provider_modal.scheduler",
     "worker": "airflow_provider_modal.worker",
-    "control": "airflow_provider_modal.scheduler",
+    "control": "airflow_provider_modal.control",
 }
 """By role: the package whose adapter for this Airflow has a ``warm_up`` for the zygote."""
 
