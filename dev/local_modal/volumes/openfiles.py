@@ -63,9 +63,9 @@ def boot_seconds() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) if os.path.isdir("/proc/self") else 0.0
 
 
-def processes_since(boot_seconds: float) -> list[int]:
-    """The processes on this machine that were started after that many seconds (CLOCK_BOOTTIME), give or take
-    one."""
+def processes_since(moment: float) -> list[int]:
+    """The processes on this machine that were started after `moment` of `boot_seconds`, or up to a second
+    before."""
     if not os.path.isdir("/proc/self"):
         return []
     ticks = os.sysconf("SC_CLK_TCK")
@@ -78,7 +78,7 @@ def processes_since(boot_seconds: float) -> list[int]:
                     started = int(stream.read().rpartition(b")")[2].split()[19]) / ticks
             except (FileNotFoundError, ProcessLookupError):
                 continue
-            if started > boot_seconds - 1:
+            if started > moment - 1:
                 found.append(int(name))
     return found
 
