@@ -248,9 +248,11 @@ class Engine:
 
     def _fail_waiting(self, key: PoolKey, task: Task, returncode: int) -> None:
         """Containers of this pool can't start: everything that waits there gets the reason."""
+        words = "".join(task.last_words).strip()
         result = task.result or api.GenericResult(
             status=api.GenericResult.GENERIC_STATUS_INTERNAL_FAILURE,
-            exception=f"Containers of {task.function_name} end with exit code {returncode} at start",
+            exception=f"Containers of {task.function_name} end with exit code {returncode} at start"
+            + (f": {words}" if words else ""),
         )
         pool = self.scheduler.pools.get(key)
         if pool is None:

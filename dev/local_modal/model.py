@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -244,6 +245,8 @@ class Task:
     finished_at: float = 0.0
     result: api.GenericResult | None = None
     """Why it failed to start, as it reported itself."""
+    last_words: deque[str] = field(default_factory=lambda: deque(maxlen=5))
+    """The last lines on its stderr."""
     stop_reason: str = ""
     """Why the server stopped it; empty if it ended by itself."""
     inputs_wake: asyncio.Event = field(default_factory=asyncio.Event)

@@ -16,8 +16,9 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from google.protobuf.message import Message
 from grpclib.const import Cardinality, Handler, Status
 from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 from modal_proto.api_grpc import ModalClientBase
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CLIENT_TYPE_CONTAINER = 3
+M = TypeVar("M", bound=Message)
+
 TASK_ID_HEADER = "x-local-task-id"
 
 # Executing one of these twice would change the outcome; all others may simply be executed again. QueueGet is
@@ -237,6 +239,14 @@ class _Errors:
                 f"Bug in the local Modal server: {self._name} failed with {type(error).__name__}: {error} "
                 "(its log has the traceback)",
             ) from None
+
+
+def build(message_type: type[M], **fields: Any) -> M:
+    """A message with those of `fields` that the installed SDK's version of it has: newer versions add
+    some.
+    """
+    known = message_type.DESCRIPTOR.fields_by_name
+    return message_type(**{name: value for name, value in fields.items() if name in known})
 
 
 def _identify(stream: grpclib.server.Stream[Any, Any]) -> Caller:

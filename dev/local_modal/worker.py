@@ -245,6 +245,8 @@ class Workers:
 
     def _logger(self, task: Task, descriptor: int) -> Callable[[str], None]:
         def emit(text: str) -> None:
+            if descriptor == api.FILE_DESCRIPTOR_STDERR:
+                task.last_words.append(text)
             item = self.server.engine.sole_input(task.task_id)
             self.server.logs.append(
                 app_id=task.app_id,

@@ -10,7 +10,7 @@ from modal_proto import api_pb2 as api
 
 from local_modal import ids
 from local_modal.model import App
-from local_modal.rpc import RpcError, Service, caller
+from local_modal.rpc import RpcError, Service, build, caller
 
 TABLE = "apps"
 HEARTBEAT_EXPIRY = 60.0
@@ -104,7 +104,10 @@ class AppService(Service):
             app.name = request.app_name
             app.deployed_at = app.created_at
             self.server.store.put(TABLE, app.app_id, app.to_bytes())
-        return api.AppGetOrCreateResponse(app_id=app.app_id, handle_metadata=self._handle(app))
+        response = api.AppGetOrCreateResponse(app_id=app.app_id)
+        if "handle_metadata" in response.DESCRIPTOR.fields_by_name:  # not before modal 1.6
+            response.handle_metadata.CopyFrom(self._handle(app))
+        return response
 
     async def AppHeartbeat(self, request: api.AppHeartbeatRequest) -> Empty:
         self.get(request.app_id).last_heartbeat = self.server.clock.time()
@@ -242,7 +245,8 @@ class AppService(Service):
         self, request: api.AppDeploymentHistoryRequest
     ) -> api.AppDeploymentHistoryResponse:
         app = self.get(request.app_id)
-        return api.AppDeploymentHistoryResponse(
+        return build(
+            api.AppDeploymentHistoryResponse,
             app_deployment_histories=[
                 api.AppDeploymentHistory(app_id=app.app_id, **entry) for entry in reversed(app.history)
             ],

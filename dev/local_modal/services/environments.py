@@ -12,7 +12,7 @@ from grpclib.const import Status
 from modal_proto import api_pb2 as api
 
 from local_modal import ids
-from local_modal.rpc import RpcError, Service
+from local_modal.rpc import RpcError, Service, build
 
 DEFAULT = "main"
 IMAGE_BUILDER_VERSION = "2025.06"
@@ -78,7 +78,8 @@ class EnvironmentService(Service):
     async def EnvironmentList(self, request: Empty) -> api.EnvironmentListResponse:
         return api.EnvironmentListResponse(
             items=[
-                api.EnvironmentListItem(
+                build(
+                    api.EnvironmentListItem,
                     name=name,
                     created_at=created_at,
                     default=name == DEFAULT,

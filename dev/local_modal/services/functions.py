@@ -10,7 +10,7 @@ from modal_proto import api_pb2 as api
 
 from local_modal import cron, ids
 from local_modal.model import App, FunctionRecord
-from local_modal.rpc import RpcError, Service
+from local_modal.rpc import RpcError, Service, build
 from local_modal.scheduler import PoolKey, PoolSettings
 from local_modal.variants import apply_options, pool_settings
 
@@ -180,7 +180,8 @@ class FunctionService(Service):
         record.name = definition.function_name
         record.staged = definition
         record.handle = self._handle(record, definition)
-        return api.FunctionCreateResponse(
+        return build(
+            api.FunctionCreateResponse,
             function_id=record.function_id,
             function=definition,
             handle_metadata=record.handle,
@@ -232,16 +233,20 @@ class FunctionService(Service):
         app = self.server.apps.deployed(request.app_name, request.environment_name)
         function_id = app.function_ids.get(request.object_tag) if app else None
         if app is None or function_id is None:
-            what = f"Lookup failed for Function '{request.object_tag}' from the '{request.app_name}' app: "
-            reason = (
-                f"no such function in app '{request.app_name}'"
+            # The SDK says itself what it looked for.
+            environment = request.environment_name or "main"
+            raise RpcError(
+                Status.NOT_FOUND,
+                f"there is no function of that name in app '{request.app_name}'"
                 if app
-                else f"no app '{request.app_name}' in environment '{request.environment_name or 'main'}'"
+                else f"there is no app '{request.app_name}' in environment '{environment}'",
             )
-            raise RpcError(Status.NOT_FOUND, f"{what}{reason}.")
         record = self.records[function_id]
-        return api.FunctionGetResponse(
-            function_id=function_id, handle_metadata=record.handle, function=record.data()
+        return build(
+            api.FunctionGetResponse,
+            function_id=function_id,
+            handle_metadata=record.handle,
+            function=record.data(),
         )
 
     async def ClassGet(self, request: api.ClassGetRequest) -> api.ClassGetResponse:
@@ -269,7 +274,8 @@ class FunctionService(Service):
             if base.app.deployed:
                 self.server.store.put(VARIANTS, variant_id, key.SerializeToString())
         handle = api.FunctionHandleMetadata.FromString(base.record.handle.SerializeToString())
-        handle.base_function_id = request.function_id
+        if "base_function_id" in handle.DESCRIPTOR.fields_by_name:  # not before modal 1.6
+            handle.base_function_id = request.function_id
         return api.FunctionBindParamsResponse(bound_function_id=variant_id, handle_metadata=handle)
 
     async def FunctionGetSerialized(
@@ -295,7 +301,7 @@ class FunctionService(Service):
         resolved.record.autoscaler = settings
         self.ensure_pool(request.function_id)
         self.server.engine.kick()
-        return api.FunctionUpdateSchedulingParamsResponse(current_settings=settings)
+        return build(api.FunctionUpdateSchedulingParamsResponse, current_settings=settings)
 
     async def FunctionGetCurrentStats(self, request: api.FunctionGetCurrentStatsRequest) -> api.FunctionStats:
         pool = self.server.engine.scheduler.pools.get(self.ensure_pool(request.function_id))

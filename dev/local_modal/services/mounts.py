@@ -15,7 +15,7 @@ from grpclib.const import Status
 from modal_proto import api_pb2 as api
 
 from local_modal import ids
-from local_modal.rpc import RpcError, Service
+from local_modal.rpc import RpcError, Service, build
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +40,10 @@ class MountService(Service):
         self, request: api.MountBatchedCheckExistenceRequest
     ) -> api.MountBatchedCheckExistenceResponse:
         missing = [digest for digest in request.sha256_hex_hashes if not self.path(digest).exists()]
-        return api.MountBatchedCheckExistenceResponse(
-            missing_sha256_hex_hashes=missing, checked_at=self._now()
+        return build(
+            api.MountBatchedCheckExistenceResponse,
+            missing_sha256_hex_hashes=missing,
+            checked_at=self._now(),
         )
 
     async def MountPutFile(self, request: api.MountPutFileRequest) -> api.MountPutFileResponse:
@@ -58,7 +60,7 @@ class MountService(Service):
             partial = path.with_suffix(f".{os.urandom(4).hex()}")
             await asyncio.to_thread(partial.write_bytes, data)
             partial.rename(path)
-        return api.MountPutFileResponse(exists=path.exists(), checked_at=self._now())
+        return build(api.MountPutFileResponse, exists=path.exists(), checked_at=self._now())
 
     async def MountGetOrCreate(self, request: api.MountGetOrCreateRequest) -> api.MountGetOrCreateResponse:
         # The SDK's own mounts (its client, a standalone Python) are named and come without files: the

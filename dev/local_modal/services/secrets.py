@@ -14,7 +14,7 @@ from modal_proto import api_pb2
 
 from local_modal.ids import SECRET
 from local_modal.objects import Objects, Record
-from local_modal.rpc import RpcError, Service
+from local_modal.rpc import RpcError, Service, build
 
 if TYPE_CHECKING:
     from local_modal.server import Server
@@ -130,7 +130,8 @@ class SecretService(Service):
         return api_pb2.SecretGetOrCreateResponse(secret_id=record.object_id, metadata=self._metadata(record))
 
     def _metadata(self, record: Record) -> api_pb2.SecretMetadata:
-        return api_pb2.SecretMetadata(
+        return build(
+            api_pb2.SecretMetadata,
             name=record.name,
             creation_info=record.creation_info(),
             keys=sorted(self._values.get(record.object_id, {})),
