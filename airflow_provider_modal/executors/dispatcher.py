@@ -21,6 +21,7 @@ from airflow_provider_modal.executors import reports
 from airflow_provider_modal.executors.deployed import Deployed
 from airflow_provider_modal.executors.gateway import Gateway
 from airflow_provider_modal.executors.options import Options
+from airflow_provider_modal.executors.outage import Outage
 from airflow_provider_modal.executors.questions import answers
 from airflow_provider_modal.executors.submit_errors import backoff, classify
 
@@ -80,6 +81,7 @@ class Dispatcher:
         self._cancelling: set[str] = set()
         self._listening: set[str] = set()
         self._ending: asyncio.Event
+        self._outage: Outage
         self._submit_slots: asyncio.Semaphore
         self._question_slots: asyncio.Semaphore
 
@@ -164,6 +166,7 @@ class Dispatcher:
 
     async def _main(self, started: threading.Event) -> None:
         self._ending = asyncio.Event()
+        self._outage = Outage()
         self._submit_slots = asyncio.Semaphore(self._options.submit_concurrency)
         self._question_slots = asyncio.Semaphore(QUESTIONS_AT_ONCE)
         for order in self._early:
@@ -235,10 +238,14 @@ class Dispatcher:
                     return None
                 attempt += 1
                 try:
-                    return await self._gateway.spawn(submission.function, message)
+                    call_id = await self._gateway.spawn(submission.function, message)
+                    self._outage.answered()
+                    return call_id
                 except Exception as error:
                     verdict = classify(error, self._gateway.resources)
                     progress.doubtful |= verdict.ambiguous
+                    if verdict.retry:
+                        self._outage.failed(f"tasks can't be handed to Modal: {verdict.reason}")
             delay = backoff(attempt, verdict.wait)
             left = submission.until - time.monotonic()
             if not verdict.retry or left < delay:
@@ -247,22 +254,10 @@ class Dispatcher:
                     reports.NotSubmitted(dispatch, verdict.reason + (given_up if verdict.retry else ""))
                 )
                 return None
-            log.log(
-                logging.WARNING if attempt in (1, 5, 10) else logging.DEBUG,
-                "dispatch %s is not at Modal yet (attempt %d): %s; next attempt in %.1f s",
-                dispatch,
-                attempt,
-                verdict.reason,
-                delay,
-            )
+            log.debug("dispatch %s, attempt %d: %s; pause %.1f s", dispatch, attempt, verdict.reason, delay)
             progress.pausing = True
-            try:
-                await asyncio.wait_for(progress.revoked.wait(), delay)
-                return None
-            except asyncio.TimeoutError:
-                pass  # The usual case: nobody revoked it while it waited.
-            finally:
-                progress.pausing = False
+            await self._outage.pause(delay, progress.revoked)
+            progress.pausing = False
 
     def _listen(self, partition: str) -> None:
         if partition not in self._listening:
@@ -281,18 +276,13 @@ class Dispatcher:
                 messages = await self._gateway.events(partition)
             except Exception as error:
                 failures += 1
-                delay = backoff(failures)
-                log.log(
-                    logging.WARNING if failures == 1 else logging.DEBUG,
-                    "no completion events from Modal (%s); asking again in %.1f s",
-                    str(error) or type(error).__name__,
-                    delay,
+                self._outage.failed(
+                    f"no completion events: {classify(error, self._gateway.resources).reason}"
                 )
-                await asyncio.sleep(delay)
+                await self._outage.pause(backoff(failures))
                 continue
-            if failures:
-                log.info("completion events arrive again after %d failed attempts", failures)
             failures = 0
+            self._outage.answered()
             for message in messages:
                 try:
                     event = wire.Completion.from_wire(message)

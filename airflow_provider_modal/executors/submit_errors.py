@@ -47,8 +47,8 @@ def classify(error: Exception, resources: ResourceNames) -> Verdict:
     if isinstance(error, exception.NotFoundError):
         return Verdict(
             False,
-            f"Modal has no such function ({text}): environment {resources.env!r} is not deployed, or was "
-            f"deployed by another release; run: modalflow create --env {resources.env}",
+            f"environment {resources.env!r} is not deployed in Modal, or not by this release ({text}); run: "
+            f"modalflow create --env {resources.env}",
         )
     if isinstance(error, exception.AuthError):
         return Verdict(
