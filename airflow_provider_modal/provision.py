@@ -144,7 +144,7 @@ def destroy(
     ):
         with steps(step) as report:
             if step == "volume" and keep_volume:
-                report("kept", name)
+                report(_keep_volume(resources), name)
             else:
                 report(_delete(kind, name), name)
     return done
@@ -337,6 +337,15 @@ def _known(kind: Any, name: str) -> bool:
     except exception.NotFoundError:
         return False
     return True
+
+
+def _keep_volume(resources: names.ResourceNames) -> Status:
+    try:
+        # Nothing is deployed any more, whatever else the Volume still holds.
+        VolumeFiles.open(resources).remove(names.MANIFEST_PATH)
+    except NotFoundError:
+        return "absent"
+    return "kept"
 
 
 def _find_app(name: str) -> Any:

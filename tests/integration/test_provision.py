@@ -13,7 +13,7 @@ import modal
 import psycopg2
 import pytest
 
-from airflow_provider_modal import deployment, provision
+from airflow_provider_modal import deployment, names, provision
 from airflow_provider_modal.config import EnvironmentConfig, ImageConfig, SchedulerConfig
 from airflow_provider_modal.control.client import ControlClient
 from airflow_provider_modal.errors import ConfigError, ModalflowError, NotFoundError, UnreachableError
@@ -34,10 +34,10 @@ def _modal(local_modal: LocalModal) -> Iterator[None]:
 
 @pytest.fixture
 def resources() -> Iterator[ResourceNames]:
-    names = ResourceNames(f"prov-{uuid.uuid4().hex[:8]}")
-    yield names
+    made = ResourceNames(f"prov-{uuid.uuid4().hex[:8]}")
+    yield made
     try:
-        provision.destroy(names.env)
+        provision.destroy(made.env)
     except NotFoundError:
         pass  # the test has destroyed it
 
@@ -233,10 +233,18 @@ def test_an_interrupted_destruction_is_completed(resources: ResourceNames) -> No
 def test_the_volume_can_be_kept(resources: ResourceNames) -> None:
     modal.Volume.from_name(resources.volume, version=2, create_if_missing=True).hydrate()
     files = VolumeFiles.open(resources)
-    files.write("dags/a.py", b"A")
+    files.write_many({"dags/a.py": b"A", names.MANIFEST_PATH: b"{}"})
 
     assert provision.destroy(resources.env, keep_volume=True)["volume"] == "kept"
     assert files.read("dags/a.py") == b"A"
+    with pytest.raises(NotFoundError):
+        deployment.read(files)
+
+
+def test_a_volume_that_is_gone_is_not_kept(resources: ResourceNames) -> None:
+    modal.Dict.from_name(resources.state_dict, create_if_missing=True).hydrate()
+
+    assert provision.destroy(resources.env, keep_volume=True)["volume"] == "absent"
 
 
 def test_a_schema_without_its_app_is_not_dropped_silently(resources: ResourceNames) -> None:
