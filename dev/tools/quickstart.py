@@ -187,7 +187,6 @@ def _show(run: Mapping[str, Any], commands: Commands, environ: Mapping[str, str]
 def _xcom(run_id: str, environ: Mapping[str, str]) -> Any:
     os.environ.update(environ)
     from airflow_provider_modal.control.client import ControlClient
-
     from airflow_provider_modal.names import ResourceNames
 
     client = ControlClient(ResourceNames(ENV))
@@ -243,8 +242,9 @@ def _local_modal(state_dir: Path, max_containers: int) -> Iterator[dict[str, str
     """Run the local Modal server and yield the environment of its clients."""
     from local_modal.testing import LocalModal
 
-    with LocalModal(state_dir=state_dir, max_containers=max_containers) as server:
-        yield dict(server.env)
+    with LocalModal(state_dir=state_dir, arguments=["--max-containers", str(max_containers)]) as server:
+        notes.print(f"  its containers are {server.mode}; its log is {server.log_path}", soft_wrap=True)
+        yield {name: value for name, value in server.env.items() if name.startswith("MODAL_")}
 
 
 def _write_config(path: Path, database_url: str) -> Path:
