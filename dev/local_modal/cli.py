@@ -37,14 +37,13 @@ namespaces; root isn't needed). "shared": where namespaces are forbidden, or {NO
 have directories of their own by environment variables only.
 """
 FAULT = """\
-Make a running server's containers fail, to see how an application takes it. The same as HTTP requests to the
-server's http_url:
+Make a running server's containers fail, to see how an application takes it. The same over HTTP, with JSON in
+and out, at the server's http_url:
 
-  tasks       GET  /control/tasks
-  kill        POST /control/kill       {"task_id": ... or "function_name": ..., "app_name": ..., "signal":
-  "SIGKILL"} redeliver   POST /control/redeliver  {"task_id": ... or "input_id": ...}: a second container gets
-  an input that still runs fire        POST /control/fire       {"app_name": ..., "function_name": ...}: call
-  a function as its schedule does
+  GET  /control/tasks      live containers with their function, pid and running inputs
+  POST /control/kill       {"task_id"} or {"function_name", "app_name"}, and {"signal"}: SIGKILL unless given
+  POST /control/redeliver  {"task_id"} or {"input_id"}: a second container gets an input that still runs
+  POST /control/fire       {"app_name", "function_name"}: call a function as its schedule does
 """
 
 

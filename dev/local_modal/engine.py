@@ -1,5 +1,4 @@
-"""What happens to calls and inputs: from their arrival through containers that run, fail or die to their
-results.
+"""What happens to inputs: from their arrival through containers that run, fail or die to their results.
 
 The engine holds every call, input and container in memory and carries out what the scheduler plans. RPC
 handlers and the workers call in; all of it runs on the server's event loop.
@@ -18,7 +17,13 @@ from local_modal import ids
 from local_modal.ledger import Ledger
 from local_modal.model import App, Call, Input, Task
 from local_modal.rpc import RpcError
-from local_modal.scheduler import START_FAILURES_TOLERATED, PoolKey, Scheduler, restart_delay
+from local_modal.scheduler import (
+    START_FAILURES_TOLERATED,
+    PoolKey,
+    PoolSettings,
+    Scheduler,
+    restart_delay,
+)
 
 if TYPE_CHECKING:
     from local_modal.server import Server
@@ -26,9 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LOSSES_TOLERATED = 3
-"""Containers that may die under an input of an ephemeral app; inputs of deployed apps start again for
-ever.
-"""
+"""Containers that may die under an input of an ephemeral app; for a deployed app it starts again for ever."""
 CRASHES_BEFORE_READY_TOLERATED = 5
 """Containers that may die before their first request without having said why."""
 SERVER_STOP_GRACE = 3.0
@@ -331,14 +334,16 @@ class Engine:
         self.spawn_background(self.server.workers.launch(task, resolved))
 
     def _startup_timed_out(self, task: Task) -> None:
-        definition = self.server.functions.resolve(task.function_id).definition
-        text = (
-            f"Container startup of {task.function_name} took longer than "
-            f"{definition.startup_timeout_secs or definition.timeout_secs} s"
-        )
-        log.warning("%s (%s)", text, task.task_id)
+        if task.stop_reason:
+            return  # it is on its way out
+        seconds = self._settings(task).startup_timeout
+        task.stop_reason = f"its startup took longer than {seconds:g} s"
+        text = f"Container startup of {task.function_name} took longer than {seconds:g} s"
         task.result = api.GenericResult(status=api.GenericResult.GENERIC_STATUS_TIMEOUT, exception=text)
         self.server.workers.kill(task.task_id)
+
+    def _settings(self, task: Task) -> PoolSettings:
+        return self.scheduler.pools[self.scheduler.slots[task.task_id].pool].settings
 
     def _input_timed_out(self, task: Task, input_id: str) -> None:
         """End the attempt, and its container step by step: cancel event, SIGINT, SIGKILL."""
@@ -352,9 +357,8 @@ class Engine:
         if item.done:
             return
         if item.cancel_requested or not self._retry(item, now):
-            seconds = self.server.functions.resolve(item.call.function_id).definition.timeout_secs
-            status = api.GenericResult.GENERIC_STATUS_TIMEOUT
-            self._fail(item, status, f"Input timed out after {seconds} s", task.task_id)
+            text = f"Input timed out after {self._settings(task).timeout:g} s"
+            self._fail(item, api.GenericResult.GENERIC_STATUS_TIMEOUT, text, task.task_id)
 
     def stop_container(self, task_id: str) -> None:
         """Let a container go: no more inputs, then SIGINT, then SIGKILL."""
@@ -371,8 +375,8 @@ class Engine:
             self.spawn_background(self._ladder(task))
 
     async def _ladder(self, task: Task) -> None:
-        """The steps after the cancel event: SIGINT lets exit handlers and the final commit run, SIGKILL ends
-        the rest.
+        """After the cancel event: SIGINT lets exit handlers and the final commit run, SIGKILL ends the
+        rest.
         """
         options = self.server.options
         if await self.wait(task.exited, options.cancel_grace):

@@ -29,7 +29,8 @@ class Store:
     """
 
     def __init__(self, state_dir: Path) -> None:
-        state_dir.mkdir(parents=True, exist_ok=True)
+        # Secrets, source code and results are in there.
+        state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock_fd = self._take_lock(state_dir)
         self._mutex = threading.RLock()
         self._depth = 0

@@ -232,6 +232,8 @@ class Workers:
         for descriptor, (reading, _) in enumerate(pipes, start=1):
             entry.pumps.append(OutputPump(reading, self._logger(task, descriptor)))
         self._processes[task.task_id] = entry
+        if task.stop_reason:  # while the process was being made
+            process.kill()
         try:
             status = await process.wait()
         finally:
