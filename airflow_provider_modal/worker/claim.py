@@ -10,9 +10,13 @@ found                      meaning
 nothing                    first delivery: run
 own token                  the answer to our own claim was lost: run
 phase ``claimed``          the former delivery died before it started anything: take over
-phase ``started``          user code may have run: report the loss, or run again where that is
+phase ``started``, alive   the former delivery still runs: leave it alone
+phase ``started``, silent  user code may have run: report the loss, or run again where that is
                            allowed (``on_container_loss: rerun``), a bounded number of times
 =========================  =====================================================================
+
+Alive is a claim that changes: whoever runs a task renews its claim every few seconds (``Beat``). To report a
+loss while the former copy is healthy would make Airflow fail a task that runs.
 
 The Dict explains; what decides in the end is Airflow's own compare-and-set when a task starts. So a Dict that
 does not answer is no reason to fail a task.
@@ -21,7 +25,10 @@ does not answer is no reason to fail a task.
 from __future__ import annotations
 
 import logging
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -32,6 +39,11 @@ log = logging.getLogger(__name__)
 
 MAX_DELIVERIES = 3
 """How often a dispatch whose containers keep dying is run with ``on_container_loss: rerun``."""
+BEAT_SECONDS = 5.0
+"""How often a running delivery renews its claim."""
+LOST_SECONDS = 16.0
+"""A started claim that did not change for so long is a lost container's: three beats, and some delay."""
+_LOOK_SECONDS = 1.0
 
 
 class State(Protocol):
@@ -52,16 +64,18 @@ class Verdict:
     :param claim: ours, if it could be put or there was nothing to put it beside.
     :param lost_container: Modal task id of the container that started the task before and is lost.
     :param reason: for ``run=False``: what happened and what to do.
+    :param obsolete: for ``run=False``: another delivery runs the task; nothing is lost.
     """
 
     run: bool
     claim: wire.Claim
     lost_container: str | None = None
     reason: str | None = None
+    obsolete: bool = False
 
 
 def decide(call: wire.TaskCall, own: wire.Claim, found: wire.Claim | None) -> Verdict:
-    """Return what to do when the Dict holds ``found``; the table of this module."""
+    """Return what to do when the Dict holds ``found``, which nobody renews; the table of this module."""
     if found is None or found.token == own.token:
         return Verdict(True, own)
     ours = replace(own, deliveries=found.deliveries + 1)
@@ -100,8 +114,13 @@ def claim(state: State, call: wire.TaskCall, token: str, container: str) -> Verd
     try:
         if patiently("claim the dispatch", lambda: state.put(key, own.to_wire(), skip_if_exists=True)):
             return Verdict(True, own)
-        raw = patiently("read the dispatch's claim", lambda: state.get(key))
-        verdict = decide(call, own, wire.Claim.from_wire(raw) if raw is not None else None)
+        found = _read(state, key)
+        if found is not None and found.token != token and found.phase == "started":
+            holder = _living_holder(state, key, found)
+            if holder is not None:
+                reason = f"container {holder.container} runs this task; this is a second delivery of its call"
+                return Verdict(False, own, reason=reason, obsolete=True)
+        verdict = decide(call, own, found)
     except (GaveUpError, wire.WireError) as error:
         log.warning("%s; Airflow's database decides alone whether this copy may run", error)
         return Verdict(True, own)
@@ -110,10 +129,48 @@ def claim(state: State, call: wire.TaskCall, token: str, container: str) -> Verd
     return verdict
 
 
-def mark_started(state: State, call: wire.TaskCall, claim: wire.Claim) -> None:
-    """Say that user code may run from now on; to be called right before it can."""
-    started = replace(claim, phase="started", at=time.time())
-    _put(state, names.claim_key(call.dispatch), started, "mark the dispatch as started")
+@contextmanager
+def started(state: State, call: wire.TaskCall, claim: wire.Claim) -> Iterator[None]:
+    """Say that user code may run from now on, and until the end of the block that it still may.
+
+    To be entered right before user code can run.
+    """
+    key = names.claim_key(call.dispatch)
+
+    def renew(what: str) -> None:
+        _put(state, key, replace(claim, phase="started", at=time.time()), what)
+
+    renew("mark the dispatch as started")
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(BEAT_SECONDS):
+            renew("renew the dispatch's claim")
+
+    thread = threading.Thread(target=beat, name="claim-beat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        # A renewal that comes after a later delivery's claim would overwrite it.
+        thread.join()
+
+
+def _living_holder(state: State, key: str, found: wire.Claim) -> wire.Claim | None:
+    """Return the claim of a delivery that lives; None once it has been silent for long enough."""
+    ends = time.monotonic() + LOST_SECONDS
+    while time.monotonic() < ends:
+        time.sleep(_LOOK_SECONDS)
+        now = _read(state, key)
+        if now is not None and (now.token, now.at) != (found.token, found.at):
+            return now
+    return None
+
+
+def _read(state: State, key: str) -> wire.Claim | None:
+    raw = patiently("read the dispatch's claim", lambda: state.get(key))
+    return wire.Claim.from_wire(raw) if raw is not None else None
 
 
 def _put(state: State, key: str, claim: wire.Claim, what: str) -> None:

@@ -1,6 +1,6 @@
 """What happens to one dispatch in its container, from the function call to the report?
 
-    claim -> DAG version on local disk -> mark started -> supervised child of the zygote, under a time limit
+    claim -> DAG version on local disk -> claim started -> supervised child of the zygote, under a time limit
     and with its log shipped -> report
 
 Runs in the entry process, which talks to Modal; user code runs below the child, which does not. Whatever goes
@@ -183,25 +183,27 @@ class _Run:
         token = str(uuid.uuid4())
         verdict = claim.claim(self.container.state, self.call, token, self.container.id)
         if not verdict.run:
-            return "failed", verdict.reason
+            return "obsolete" if verdict.obsolete else "failed", verdict.reason
         self._refresh_mount()
         env = {**self.call.env, **self._dag_version()}
         self.zygote.ready()
         if self.cancelled.requested:
             return "failed", _CANCELLED
-        claim.mark_started(self.container.state, self.call, verdict.claim)
         oom_kills = memory.oom_kills()
-        child = self.zygote.spawn(
-            f"{version_compat.adapter('airflow_provider_modal.worker')}:supervise",
-            {"workload": self.call.workload, "lost_container": verdict.lost_container},
-            env,
-        )
-        ending = limits.await_end(
-            child,
-            self.call.timeout,
-            self.cancelled,
-            on_stop=lambda stop: self.log.note("warning", f"{self._stopped(stop)}; the task gets SIGTERM"),
-        )
+        with claim.started(self.container.state, self.call, verdict.claim):
+            child = self.zygote.spawn(
+                f"{version_compat.adapter('airflow_provider_modal.worker')}:supervise",
+                {"workload": self.call.workload, "lost_container": verdict.lost_container},
+                env,
+            )
+            ending = limits.await_end(
+                child,
+                self.call.timeout,
+                self.cancelled,
+                on_stop=lambda stop: self.log.note(
+                    "warning", f"{self._stopped(stop)}; the task gets SIGTERM"
+                ),
+            )
         if ending.stopped is not None:
             return "failed", self._stopped(ending.stopped)
         return self._result(ending.outcome, memory.rose(oom_kills, memory.oom_kills()))

@@ -229,7 +229,9 @@ def test_missing_dag_version_is_told(environment: Environment) -> None:
     assert environment.row(call)["state"] == "queued"
 
 
-def test_claims_in_a_real_dict(environment: Environment) -> None:
+def test_claims_in_a_real_dict(environment: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claim, "BEAT_SECONDS", 0.1)
+    monkeypatch.setattr(claim, "LOST_SECONDS", 2.0)
     state = environment.state
     call = environment.queued("quick")
     first = claim.claim(state, call, "one", "ta-1")
@@ -237,10 +239,12 @@ def test_claims_in_a_real_dict(environment: Environment) -> None:
     assert claim.claim(state, call, "one", "ta-1").run
     second = claim.claim(state, call, "two", "ta-2")
     assert second.run and second.claim.deliveries == 2
-    claim.mark_started(state, call, second.claim)
-    found = wire.Claim.from_wire(state[names.claim_key(call.dispatch)])
-    assert (found.token, found.phase, found.container) == ("two", "started", "ta-2")
+    with claim.started(state, call, second.claim):
+        found = wire.Claim.from_wire(state[names.claim_key(call.dispatch)])
+        assert (found.token, found.phase, found.container) == ("two", "started", "ta-2")
+        redelivered = claim.claim(state, call, "three", "ta-3")
+        assert not redelivered.run and redelivered.obsolete
     third = claim.claim(state, call, "three", "ta-3")
-    assert not third.run and third.lost_container == "ta-2"
+    assert not third.run and not third.obsolete and third.lost_container == "ta-2"
     again = claim.claim(state, replace(call, on_container_loss="rerun"), "three", "ta-3")
     assert again.run and again.claim.deliveries == 3 and again.lost_container == "ta-2"

@@ -88,7 +88,8 @@ def test_state_that_is_away_leaves_it_to_airflow(caplog: pytest.LogCaptureFixtur
     verdict = claim.claim(DownState(), call(), "own", "ta-own")
     assert verdict.run and verdict.claim.token == "own"
     assert "no route to Modal" in caplog.text and "decides alone" in caplog.text
-    claim.mark_started(DownState(), call(), verdict.claim)
+    with claim.started(DownState(), call(), verdict.claim):
+        pass
 
 
 class HeldState(DownState):
@@ -108,6 +109,58 @@ class HeldState(DownState):
 def test_claim_of_another_release_leaves_it_to_airflow(caplog: pytest.LogCaptureFixture) -> None:
     verdict = claim.claim(HeldState({"wire": 99, "phase": "started"}), call(), "own", "ta-own")
     assert verdict.run and "wire version 99" in caplog.text
+
+
+class SharedState:
+    """A Dict in memory, with one key."""
+
+    def __init__(self, value: dict[str, Any]) -> None:
+        self.value = value
+
+    def put(self, key: str, value: dict[str, Any], *, skip_if_exists: bool = False) -> bool:
+        if skip_if_exists:
+            return False
+        self.value = value
+        return True
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        return self.value
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claim, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(claim, "LOST_SECONDS", 0.5)
+    monkeypatch.setattr(claim, "_LOOK_SECONDS", 0.02)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_second_delivery_leaves_a_living_one_alone() -> None:
+    state = SharedState({})
+    with claim.started(state, call(), held("first", "claimed")):
+        verdict = claim.claim(state, call(), "own", "ta-own")
+    assert not verdict.run and verdict.obsolete
+    assert "ta-first" in str(verdict.reason)
+    assert wire.Claim.from_wire(state.value).token == "first"
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_silent_started_claim_is_a_lost_container() -> None:
+    state = SharedState(held("first", "started").to_wire())
+    verdict = claim.claim(state, call(), "own", "ta-own")
+    assert not verdict.run and not verdict.obsolete
+    assert verdict.lost_container == "ta-first"
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_claim_is_not_renewed_after_the_end() -> None:
+    state = SharedState({})
+    with claim.started(state, call(), held("first", "claimed")):
+        assert wire.Claim.from_wire(state.value).phase == "started"
+    last = state.value
+    assert claim.claim(state, call("rerun"), "own", "ta-own").run
+    assert wire.Claim.from_wire(state.value).token == "own"
+    assert wire.Claim.from_wire(last).token == "first"
 
 
 @pytest.mark.usefixtures("impatient")
