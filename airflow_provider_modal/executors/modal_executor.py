@@ -67,6 +67,7 @@ class ModalExecutor(BaseExecutor):
         self._deployed: Deployed | None = None
         self._dispatcher: Dispatcher | None = None
         self._partition = ""
+        self._listening = False
         self._next_look = 0.0
 
     # The scheduler's life cycle.
@@ -84,6 +85,7 @@ class ModalExecutor(BaseExecutor):
             if self._options.serverless
             else names.job_partition(self.job_id if self.job_id is not None else uuid.uuid4().hex)
         )
+        self._listening = False
         self._dispatcher = self._make_dispatcher(self._deployed, self._options)
         self._dispatcher.start()
         if not self._deployed.known:
@@ -204,9 +206,11 @@ class ModalExecutor(BaseExecutor):
         """Turn the dispatcher's reports into Airflow's events, and find the dispatches gone silent."""
         if self._dispatcher is None:
             return
-        # Only from the first heartbeat on: adoption comes before it, and an event that came before the
-        # adoption of its dispatch would be foreign.
-        self._dispatcher.listen(self._partition)
+        if not self._listening:
+            # Not before the first heartbeat: adoption precedes it, and an event that came before the
+            # adoption of its dispatch would be foreign.
+            self._dispatcher.listen(self._partition)
+            self._listening = True
         self._apply(self._dispatcher.drain())
         self._look_for_silent()
 

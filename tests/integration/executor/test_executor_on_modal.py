@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import os
+import signal
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timezone
 from types import SimpleNamespace
 from typing import Any
@@ -11,13 +14,15 @@ import pytest
 from airflow.models.taskinstancekey import TaskInstanceKey
 from airflow.utils.state import TaskInstanceState
 
-from airflow_provider_modal import names
+from airflow_provider_modal import deployment, names, wire
+from airflow_provider_modal.config import EnvironmentConfig
+from airflow_provider_modal.volume.files import VolumeFiles
 from local_modal.testing import LocalModal, wait_until
 
 SUCCESS = (TaskInstanceState.SUCCESS, None)
 BLOCKED = 2.0
-"""Seconds above which a heartbeat counts as blocked by Modal: a call to an absent one takes the 5 seconds of
-these tests' ``rpc_timeout``; a busy machine alone can make half a second."""
+"""Seconds above which a heartbeat counts as blocked by Modal: a call to an absent one takes these tests'
+``rpc_timeout`` of at least 3; a busy machine alone can make half a second."""
 
 
 def task_instance(task_id: str, external_executor_id: str | None, **values: Any) -> Any:
@@ -154,6 +159,30 @@ def test_modal_away_fails_nothing_and_blocks_nobody(
     assert loop.longest_heartbeat < BLOCKED
 
 
+@pytest.mark.usefixtures("no_database")
+def test_a_modal_that_keeps_silent_blocks_nobody(
+    settings: pytest.MonkeyPatch, new_loop: Callable[..., Any], modal_server: LocalModal
+) -> None:
+    settings.setenv("AIRFLOW__MODAL__RPC_TIMEOUT", "3")
+    loop = new_loop()
+    loop.queue("ok-heard")
+    loop.until(lambda: loop.ended("ok-heard"))
+    os.kill(modal_server.pid, signal.SIGSTOP)
+    try:
+        tasks = [f"ok-silence-{n}" for n in range(5)]
+        loop.queue(*tasks)
+        silence = time.monotonic() + 5
+        loop.until(lambda: time.monotonic() > silence)
+        assert loop.executor.in_flight_submissions == 5
+    finally:
+        os.kill(modal_server.pid, signal.SIGCONT)
+    loop.until(lambda: loop.ended(*tasks), 60)
+    # What was sent into the silence may have started as well; each task has one end all the same.
+    assert all([state for state, _ in loop.events[task]].count("success") == 1 for task in tasks)
+    assert loop.executor.slots_occupied == 0
+    assert loop.longest_heartbeat < BLOCKED
+
+
 def test_modal_away_for_too_long_fails_the_task_with_that_reason(
     settings: pytest.MonkeyPatch, new_loop: Callable[..., Any], modal_server: LocalModal
 ) -> None:
@@ -243,8 +272,6 @@ def test_ending_does_not_wait_for_a_modal_that_is_away(loop: Any, modal_server: 
 def test_events_of_other_dispatches_are_dropped(loop: Any, settings: pytest.MonkeyPatch) -> None:
     import modal
 
-    from airflow_provider_modal import wire
-
     queue = modal.Queue.from_name(names.ResourceNames("stand-in").events_queue)
     partition = names.job_partition(loop.executor.job_id)
     loop.queue("slow-mine")
@@ -254,3 +281,47 @@ def test_events_of_other_dispatches_are_dropped(loop: Any, settings: pytest.Monk
     loop.until(lambda: loop.executor.counters["foreign_events"] == 1)
     loop.until(lambda: loop.ended("slow-mine"))
     assert loop.events["slow-mine"][-1] == SUCCESS
+
+
+@pytest.fixture
+def elsewhere(settings: pytest.MonkeyPatch) -> VolumeFiles:
+    """This process as an Airflow outside of the environment; the Volume, to put a manifest on."""
+    import modal
+
+    settings.delenv("MODALFLOW_SETTINGS")
+    resources = names.ResourceNames("stand-in")
+    modal.Volume.from_name(resources.volume, create_if_missing=True, version=2).hydrate()
+    files = VolumeFiles.open(resources)
+    files.remove(names.MANIFEST_PATH)
+    return files
+
+
+def test_elsewhere_tasks_run_once_the_deployment_is_known(
+    elsewhere: VolumeFiles, new_loop: Callable[..., Any]
+) -> None:
+    deployment.write(elsewhere, deployment.describe(EnvironmentConfig(connection_string=""), "stand-in"))
+    loop = new_loop()
+    loop.queue("ok-elsewhere")
+    loop.until(lambda: loop.ended("ok-elsewhere"))
+    assert loop.events["ok-elsewhere"][-1] == SUCCESS
+
+
+@pytest.mark.parametrize(
+    ("release", "told"),
+    [
+        (None, "no deployment manifest"),
+        (99, "another version of the wire format; redeploy: modalflow create"),
+    ],
+)
+def test_elsewhere_a_deployment_that_does_not_fit_is_told(
+    elsewhere: VolumeFiles, new_loop: Callable[..., Any], release: int | None, told: str
+) -> None:
+    if release is not None:
+        manifest = deployment.describe(EnvironmentConfig(connection_string=""), "stand-in")
+        deployment.write(elsewhere, replace(manifest, wire=release))
+    loop = new_loop()
+    loop.queue("ok-unfit")
+    loop.until(lambda: loop.ended("ok-unfit"))
+    state, reason = loop.events["ok-unfit"][-1]
+    assert state == TaskInstanceState.FAILED
+    assert told in reason
