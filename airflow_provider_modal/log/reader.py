@@ -34,15 +34,19 @@ class Files(Protocol):
 
 
 def tasks(files: Files, dag_id: str, run_id: str) -> list[tuple[str, int]]:
-    """Return (task id, map index) of every task of a run that has a log; map index -1 for unmapped ones."""
+    """Return (task id, map index) of every task of a run that has a log, in the order of their first start.
+
+    The map index is -1 for unmapped ones.
+    """
     folder = _run_folder(dag_id, run_id)
-    found: set[tuple[str, int]] = set()
+    found: dict[tuple[str, int], str] = {}
     for entry in files.list(folder, recursive=True):
         segment = segments.parse(entry.path)
         match = _TASK.fullmatch(segment.log.removeprefix(f"{folder}/")) if segment else None
-        if match:
-            found.add((segment_text(match["task_id"]), int(match["map_index"] or -1)))
-    return sorted(found)
+        if segment and match:
+            task = segment_text(match["task_id"]), int(match["map_index"] or -1)
+            found[task] = min(found.get(task, segment.started), segment.started)
+    return sorted(found, key=lambda task: (found[task], task))
 
 
 def attempts(files: Files, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> list[int]:

@@ -97,3 +97,13 @@ def test_a_missing_token_says_how_to_get_one(tmp_path: Path) -> None:
     assert code == 2
     assert "modal token new" in err
     assert len(err.splitlines()) <= 2
+
+
+def test_output_into_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
+    """As in `modalflow --help | head -0`."""
+    process = start(tmp_path, "modalflow", "--help")
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.wait(60)
+    process.stderr.close()

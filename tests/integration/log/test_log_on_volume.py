@@ -56,11 +56,11 @@ def test_lines_span_segments_and_dispatches_keep_their_order(files: VolumeFiles,
 
 def test_tries_and_mapped_tasks_are_found(files: VolumeFiles, tmp_path: Path) -> None:
     for number, (task, index, attempt) in enumerate(
-        [("a", -1, 1), ("a", -1, 2), ("g.m", 0, 1), ("g.m", 11, 1)]
+        [("g.m", 11, 1), ("a", -1, 1), ("g.m", 0, 1), ("a", -1, 2)]
     ):
         text = f"{task} {index} {attempt}".encode()
         ship(files, tmp_path, log_path("found", task, index, attempt), number, f"d{number}", text)
-    assert reader.tasks(files, "found", RUN) == [("a", -1), ("g.m", 0), ("g.m", 11)]
+    assert reader.tasks(files, "found", RUN) == [("g.m", 11), ("a", -1), ("g.m", 0)]
     assert reader.attempts(files, "found", RUN, "a") == [1, 2]
     assert list(reader.read(files, "found", RUN, "a")) == ["a -1 2"]
     assert list(reader.read(files, "found", RUN, "a", try_number=1)) == ["a -1 1"]
