@@ -23,7 +23,6 @@ from typing import Any
 
 import yaml
 from rich.console import Console
-from rich.table import Table
 
 from tools import postgres
 
@@ -35,7 +34,7 @@ PARSED_WITHIN = 120
 """Seconds after which an uploaded DAG should be known; the first run imports Airflow, which takes a while."""
 
 notes = Console(stderr=True, highlight=False)
-"""Progress goes to stderr: stdout has the results."""
+"""What a person reads goes to stderr: stdout is for the line of ``--json``."""
 
 
 class QuickstartError(Exception):
@@ -77,12 +76,12 @@ def _run(options: argparse.Namespace, stack: ExitStack) -> int:
     ready = time.monotonic()
 
     run_id = f"quickstart__{datetime.now(timezone.utc):%Y%m%dT%H%M%S}_{secrets.token_hex(2)}"
-    state = commands.trigger(run_id)
+    run = commands.follow(run_id)
+    state = run["state"]
     ended = time.monotonic()
 
-    run = commands.json("runs", "show", DAG_ID, run_id, "--env", ENV, "--json")
     if not options.json:
-        _show(run, commands, environ)
+        _show(run_id, commands, environ)
     seconds = {"seconds": ended - began, "setup_seconds": ready - began, "run_seconds": ended - ready}
     notes.print(
         f"run [bold]{run_id}[/]: {state}; {seconds['setup_seconds']:.1f} s to set up, "
@@ -115,7 +114,7 @@ class Commands:
         self.modalflow = str(Path(sys.executable).with_name("modalflow"))
 
     def run(self, *arguments: str) -> None:
-        """Run a command whose output is for the reader; it goes to stderr.
+        """Run a command for its output, which goes to stderr.
 
         :raises QuickstartError: it failed.
         """
@@ -135,12 +134,14 @@ class Commands:
             )
         return json.loads(done.stdout)
 
-    def trigger(self, run_id: str) -> str:
-        """Trigger the DAG, follow the run to its end and return its state."""
+    def follow(self, run_id: str) -> dict[str, Any]:
+        """Trigger the DAG, follow the run to its end and return it as ``runs show`` tells it."""
         arguments = ["dags", "trigger", DAG_ID, "--env", ENV, "--run-id", run_id, "--wait"]
         notes.print(f"[bold]$ modalflow {' '.join(arguments)}[/]", soft_wrap=True)
+        # Its exit code is the run's; so is the state below.
         subprocess.run([self.modalflow, *arguments], env=self.environ, stdout=sys.stderr, check=False)
-        return str(self.json("runs", "show", DAG_ID, run_id, "--env", ENV, "--json")["state"])
+        run: dict[str, Any] = self.json("runs", "show", DAG_ID, run_id, "--env", ENV, "--json")
+        return run
 
 
 def _wait_for_dag(commands: Commands) -> None:
@@ -160,28 +161,9 @@ def _wait_for_dag(commands: Commands) -> None:
             time.sleep(0.5)
 
 
-def _show(run: Mapping[str, Any], commands: Commands, environ: Mapping[str, str]) -> None:
-    table = Table(title=f"{DAG_ID} {run['run_id']}", title_justify="left")
-    for column in ("task", "state", "try", "queued s", "run s", "container"):
-        table.add_column(column, justify="right" if column.endswith(" s") else "left", no_wrap=True)
-    for task in run["tasks"]:
-        for attempt in [*task.get("history", []), task]:
-            table.add_row(
-                _task_name(task),
-                attempt["state"],
-                str(attempt["try_number"]),
-                _seconds(attempt["queued_at"], attempt["start"]),
-                _seconds(attempt["start"], attempt["end"]),
-                attempt.get("host") or "",
-            )
-    out = Console(highlight=False)
-    out.print(table)
-    out.print(f"[bold]$ modalflow logs {DAG_ID} {run['run_id']} total[/]", soft_wrap=True)
-    sys.stdout.flush()
-    subprocess.run(
-        [commands.modalflow, "logs", DAG_ID, run["run_id"], "total", "--env", ENV], env=environ, check=False
-    )
-    out.print(f"XCom of the task total: [bold]{_xcom(run['run_id'], environ)!r}[/]")
+def _show(run_id: str, commands: Commands, environ: Mapping[str, str]) -> None:
+    commands.run("logs", DAG_ID, run_id, "total", "--env", ENV)
+    notes.print(f"\nXCom of the task total: [bold]{_xcom(run_id, environ)!r}[/]")
 
 
 def _xcom(run_id: str, environ: Mapping[str, str]) -> Any:
@@ -269,20 +251,6 @@ def _states(tasks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         else:
             states.setdefault(task["task_id"], []).append(task["state"])
     return states
-
-
-def _task_name(task: Mapping[str, Any]) -> str:
-    return task["task_id"] if task["map_index"] < 0 else f"{task['task_id']}[{task['map_index']}]"
-
-
-def _seconds(begin: str | None, end: str | None) -> str:
-    if not (begin and end):
-        return ""
-    return f"{(_time(end) - _time(begin)).total_seconds():.2f}"
-
-
-def _time(text: str) -> datetime:
-    return datetime.fromisoformat(text.replace("Z", "+00:00"))
 
 
 @contextmanager
