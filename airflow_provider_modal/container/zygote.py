@@ -251,7 +251,8 @@ class _Process:
             self._control.shutdown(socket.SHUT_RDWR)
         except OSError:
             pass  # it has ended already
-        if not self.gone.wait(timeout):
+        # While it warms up it listens to nobody, and has no children.
+        if not self._settled.is_set() or not self.gone.wait(timeout):
             self._process.kill()
             self.gone.wait(timeout)
 

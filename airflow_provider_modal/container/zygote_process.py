@@ -32,8 +32,8 @@ from typing import Any
 from airflow_provider_modal.container import framing, processes, zygote_child
 
 
-class _EntryGone(Exception):
-    """The entry process, for which all this works, has ended."""
+class _EntryGone(BaseException):
+    """The entry process, for which all this works, has ended; nothing that is being imported may catch it."""
 
 
 def main(control_fd: int) -> None:

@@ -22,6 +22,7 @@ import os
 import selectors
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -281,16 +282,29 @@ def _queue_again(ti_id: UUID, lost_container: str) -> None:
 
 
 class _ExitOf:
-    """A process's end as something that a selector can wait for."""
+    """A child process's end as something that a selector can wait for.
+
+    A pidfd would be one, but gVisor, in which Modal runs containers, does not have them everywhere.
+    """
 
     def __init__(self, pid: int) -> None:
-        self._fd = os.pidfd_open(pid)
+        self._read, self._write = os.pipe()
+        threading.Thread(target=self._wait, args=(pid,), name="task-end", daemon=True).start()
+
+    def _wait(self, pid: int) -> None:
+        # A signal that this thread took would not wake the main thread, which has the handlers.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        except ChildProcessError:
+            pass  # the supervisor was quicker
+        os.close(self._write)
 
     def fileno(self) -> int:
-        return self._fd
+        return self._read
 
     def close(self) -> None:
-        os.close(self._fd)
+        os.close(self._read)
 
 
 def _shorten_tail() -> None:
@@ -302,7 +316,7 @@ def _shorten_tail() -> None:
     from airflow.sdk.execution_time import supervisor
 
     original = getattr(supervisor.ActivitySubprocess, "_register_pipe_readers", None)
-    if original is None or not hasattr(os, "pidfd_open"):
+    if original is None:
         log.warning("this Airflow's supervisor is unknown: each task ends up to 5 s late")
         return
 
@@ -312,7 +326,7 @@ def _shorten_tail() -> None:
             # What the supervisor expects in "data": a reader that says whether to go on, and its clean-up.
             data = (lambda _exit: False, self.selector.unregister)
             self.selector.register(_ExitOf(self.pid), selectors.EVENT_READ, data)
-        except (AttributeError, OSError) as error:
+        except (AttributeError, OSError, RuntimeError) as error:
             log.warning("the task's process can't be waited for (%s): it may end up to 5 s late", error)
         return result
 
