@@ -115,7 +115,7 @@ def apply(environ: MutableMapping[str, str] = os.environ) -> None:
     config = deployed_config(environ)
     for option, value in _owned(config, environ[ENV_NAME]).items():
         environ[f"AIRFLOW__{_variable(option)}"] = value
-    for option, value in _defaults(config).items():
+    for option, value in _defaults(config, environ.get(ROLE, "")).items():
         environ.setdefault(f"AIRFLOW__{_variable(option)}", value)
     if find_spec("asyncpg") is None:
         # Airflow would derive a URL for asyncpg and fail while imported; empty turns those sessions off.
@@ -142,23 +142,29 @@ def _owned(config: EnvironmentConfig, env: str) -> dict[str, str]:
     }
 
 
-def _defaults(config: EnvironmentConfig) -> dict[str, str]:
+def _defaults(config: EnvironmentConfig, role: str) -> dict[str, str]:
     """Options that the user's ``airflow:`` section may change."""
+    # Between two runs nobody writes a heartbeat, and the environment is healthy all the same.
+    healthy_for = str(3 * config.scheduler.interval_seconds + 60)
     return {
         "core.load_examples": "False",
         "core.dagbag_import_timeout": f"{config.scheduler.parse_timeout_seconds:g}",
         "core.dags_are_paused_at_creation": "False",
-        # Short-lived processes in many containers: a pool would only hold connections that Postgres counts.
-        "database.sql_alchemy_pool_enabled": "False",
+        # The scheduler opens a session many times per loop, and a connection takes several round trips. In
+        # the many workers a pool would only hold connections that Postgres counts.
+        "database.sql_alchemy_pool_enabled": str(role == "scheduler"),
+        "database.sql_alchemy_pool_size": "2",
         "scheduler.task_instance_heartbeat_timeout": f"{config.executor.zombie_after_seconds:.0f}",
         "scheduler.scheduler_zombie_task_threshold": f"{config.executor.zombie_after_seconds:.0f}",
-        # Between two runs nobody writes a heartbeat, and the environment is healthy all the same.
-        "scheduler.scheduler_health_check_threshold": str(3 * config.scheduler.interval_seconds + 60),
+        "scheduler.scheduler_health_check_threshold": healthy_for,
         # A bounded run must look at every active run before it may end.
         "scheduler.max_dagruns_per_loop_to_schedule": "500",
         "scheduler.max_dagruns_to_create_per_loop": "100",
         "scheduler.standalone_dag_processor": "True",
+        "dag_processor.health_check_threshold": healthy_for,
         "dag_processor.min_file_process_interval": "3600",
+        # A table of all files after each pass says less than the run's own summary.
+        "dag_processor.print_stats_interval": "0",
         "dag_processor.parsing_processes": "2",
         "dag_processor.dag_file_processor_timeout": f"{config.scheduler.parse_timeout_seconds + 3:.0f}",
         "workers.min_heartbeat_interval": "5",

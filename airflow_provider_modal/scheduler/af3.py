@@ -13,7 +13,9 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from airflow import settings
+from airflow._shared.observability.metrics import stats
 from airflow._shared.timezones import timezone
+from airflow.executors.base_executor import BaseExecutor
 from airflow.jobs.job import Job, run_job
 from airflow.jobs.scheduler_job_runner import SchedulerJobRunner
 from airflow.models.dagrun import DagRun
@@ -21,7 +23,7 @@ from airflow.models.taskinstance import TaskInstance
 from airflow.utils.session import create_session
 from airflow.utils.state import DagRunState, TaskInstanceState
 from sqlalchemy import select
-from sqlalchemy.orm import Session, joinedload
+from sqlalchemy.orm import Session, configure_mappers, joinedload
 
 from airflow_provider_modal.scheduler import jobs, outlook
 from airflow_provider_modal.scheduler.bounded import Loop, Outlook, Reason, StopRule
@@ -55,6 +57,12 @@ def warm_up() -> None:
     import airflow_provider_modal.executors.modal_executor
     import airflow_provider_modal.scheduler.af3_parsing  # noqa: F401
 
+    configure_mappers()
+    # Airflow's table of metric names is YAML that takes 0.15 s to read, metrics or not. Without the function
+    # each child reads it itself.
+    read_metric_names = getattr(stats, "_get_registry", None)
+    if read_metric_names is not None:
+        read_metric_names()
     if settings.engine is not None:
         # A connection that several processes believe to be theirs answers one with the other's rows.
         settings.engine.dispose()
@@ -140,8 +148,10 @@ class BoundedSchedulerJobRunner(SchedulerJobRunner):
         self._queued += self._queued_in_loop
         return self._queued_in_loop
 
-    def _process_executor_events(self, *args: Any, **kwargs: Any) -> int:
-        events: int = super()._process_executor_events(*args, **kwargs)
+    def _process_executor_events(self, executor: BaseExecutor, session: Session) -> int:
+        # Counted here: Airflow returns how many are left of what it took, which is none.
+        events = len(executor.event_buffer)
+        super()._process_executor_events(executor=executor, session=session)
         self._events_in_loop += events
         self._events += events
         if events and self._stopped == "idle":

@@ -98,6 +98,7 @@ class BoundedManager(DagFileProcessorManager):
         """Number of import errors of each parsed file."""
         self._stored: set[str] = set()
         self._failed_before: set[str] = set()
+        self._had_dags = False
         self._versions_before: dict[str, str | None] = {}
         self._refreshed: dict[str, dict[str, Any]] = {}
         self._answers: _ClientOnDemand | None = None
@@ -202,6 +203,7 @@ class BoundedManager(DagFileProcessorManager):
                 .group_by(DagModel.relative_fileloc)
             )
             for file, at, current in dags:
+                self._had_dags = True
                 if file is not None and (file in parsed or current):
                     parsed[file] = at
         for file, at in parsed.items():
@@ -223,10 +225,10 @@ class BoundedManager(DagFileProcessorManager):
     def deactivate_deleted_dags(self, bundle_name: str, present: set[DagFileInfo]) -> None:
         """Deactivate DAGs whose file is gone, but all of them only when a second run finds no file either."""
         if not present and self._versions_before.get(bundle_name) != self._digest:
-            log.warning(
-                "bundle %s has no DAG file any more; its DAGs stay active until the next run finds the same",
-                bundle_name,
-            )
+            if self._had_dags:
+                log.warning(
+                    "there is no DAG file any more; DAGs stay active until the next run finds the same"
+                )
             return
         super().deactivate_deleted_dags(bundle_name, present)
 
