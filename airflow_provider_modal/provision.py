@@ -62,6 +62,7 @@ class CreateSummary:
     fernet_key: str | None = field(default=None, repr=False)
     app_url: str | None = None
     database: str | None = None
+    max_connections: int | None = None
     manifest: deployment.Manifest | None = None
 
 
@@ -97,6 +98,7 @@ def create(
         control = ControlClient(resources, timeout=CONTROL_TIMEOUT)
         with steps("database") as report:
             server = control.call("check_database")
+            done.max_connections = server.get("max_connections")
             done.database = f"{server['host']}, PostgreSQL {server['server_version']}"
             report("unchanged", done.database)
         with steps("schema") as report:

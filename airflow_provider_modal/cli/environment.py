@@ -68,8 +68,7 @@ def create(resources: ResourceNames, as_json: bool, config_path: Path) -> None:
         # The only time that the key can be shown, whatever became of the rest.
         _show_fernet_key(summary)
         raise
-    database = modal_access.Access(resources).control.call("check_database")
-    warnings = _warnings(config, database)
+    warnings = _warnings(config, summary)
     for warning in warnings:
         note(f"Warning: {warning}")
     if as_json:
@@ -129,9 +128,9 @@ def destroy(resources: ResourceNames, as_json: bool, yes: bool, keep_volume: boo
         print_text(f"Environment {resources.env} is removed.")
 
 
-def _warnings(config: EnvironmentConfig, database: dict[str, Any]) -> list[str]:
+def _warnings(config: EnvironmentConfig, summary: CreateSummary) -> list[str]:
     """Return what will not work well, found by comparing the configuration with the database."""
-    limit = database.get("max_connections")
+    limit = summary.max_connections
     if limit is None or config.executor.parallelism + _CONNECTIONS_KEPT_FREE <= limit:
         return []
     return [

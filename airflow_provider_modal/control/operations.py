@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_modal import airflow_settings, wakeup
-from airflow_provider_modal.db.connect import application_name, host_of, without_password
+from airflow_provider_modal.db.connect import application_name, connect, host_of, without_password
 from airflow_provider_modal.db.lock import AdvisoryLock
 from airflow_provider_modal.errors import ERRORS_BY_KIND, ConfigError, ModalflowError, kind_of
 
@@ -62,7 +62,15 @@ def failure(kind: str, message: str) -> dict[str, Any]:
 
 def _check_database(zygote: Zygote, op: str, args: Mapping[str, Any]) -> dict[str, Any]:
     version = _lock("check").check()
-    return {"host": host_of(airflow_settings.database_url()), "server_version": version}
+    url = airflow_settings.database_url()
+    connection = connect(url, application_name=application_name(airflow_settings.deployed_names().env, op))
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SHOW max_connections")
+            (max_connections,) = cursor.fetchone() or (0,)
+    finally:
+        connection.close()
+    return {"host": host_of(url), "server_version": version, "max_connections": int(max_connections)}
 
 
 def _in_child(zygote: Zygote, op: str, args: Mapping[str, Any]) -> Any:

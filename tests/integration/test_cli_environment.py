@@ -108,8 +108,18 @@ def test_create_tells_what_it_does_and_the_key_once(environment: Environment) ->
     assert again["steps"]["volume"] == "unchanged"
     assert again["steps"]["schema"] == "unchanged"
     assert again["fernet_key"] is None
+    assert again["warnings"] == []
     password = environment.config.read_text().split(":")[3].split("@")[0]
     assert password not in first.stdout + first.stderr + json.dumps(again)
+
+
+def test_more_tasks_than_connections_are_warned_of(environment: Environment) -> None:
+    config = environment.write(
+        "many.yaml", environment.config.read_text() + "executor: {parallelism: 5000}\n"
+    )
+    created = environment.run("create", "--config", config)
+    assert "Warning: executor.parallelism is 5000" in created.stderr
+    assert "max_connections" in created.stderr
 
 
 def test_the_life_of_a_dag_file(environment: Environment) -> None:
