@@ -121,6 +121,8 @@ class Engine:
                 self.scheduler.max_containers,
             )
         self._starved_reported = plan.starved
+        if plan.starts:
+            self.kick()  # the new containers have deadlines that this plan doesn't know
         await self.wait(self._kicked, plan.wake_at - now)
 
     async def wait(self, event: asyncio.Event, seconds: float) -> bool:

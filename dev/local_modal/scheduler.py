@@ -227,9 +227,7 @@ class Scheduler:
             return []
         pool.retired = True
         self.retire(list(pool.slots))
-        waiting = [input_id for input_id, _ in pool.ready] + [
-            entry.input_id for entry in sorted(pool.delayed)
-        ]
+        waiting = pool.waiting()
         pool.ready.clear()
         pool.delayed.clear()
         self._forget_if_empty(pool)
