@@ -25,10 +25,11 @@ from airflow_provider_modal.config import EnvironmentConfig
 from airflow_provider_modal.container.zygote import Child, Outcome, Zygote
 from airflow_provider_modal.container.zygote_process import resolve
 from airflow_provider_modal.volume.dag_versions import DagVersion
-from tests.support import executors
 
 ENV = "test"
 CHILD_SECONDS = 60.0
+RECORD = "TEST_EXECUTOR_RECORD"
+"""Environment variable: the file into which the tests' executor records workloads."""
 
 
 def in_database(url: str, target: str, arguments: dict[str, Any]) -> Any:
@@ -49,7 +50,7 @@ class AirflowChildren:
         self.url = url
         self.root = root
         self.record = root / f"executor-{secrets.token_hex(4)}.jsonl"
-        self.environ = {executors.RECORD: str(self.record)}
+        self.environ = {RECORD: str(self.record)}
 
     def spawn(self, target: str, environ: Mapping[str, str] | None = None, **arguments: Any) -> Child:
         """Start a child that runs ``target``."""

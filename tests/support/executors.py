@@ -18,8 +18,7 @@ from airflow.utils.session import create_session
 from airflow.utils.state import TaskInstanceState
 from sqlalchemy import func, update
 
-RECORD = "TEST_EXECUTOR_RECORD"
-"""Environment variable: the file into which workloads are recorded."""
+from tests.support.airflow_children import RECORD
 
 
 class RecordingExecutor(BaseExecutor):

@@ -1,0 +1,152 @@
+"""Does a whole scheduler run do its steps in order, and is it safe when the lock or the child is lost?"""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import pytest
+
+from airflow_provider_modal.db.connect import application_name
+from airflow_provider_modal.db.lock import AdvisoryLock
+from local_modal.testing import LocalModal
+from tests.support.airflow_children import RECORD
+from tests.support.holder_driver import HolderProcess
+
+SCHEDULED = """
+from datetime import datetime
+from airflow.sdk import DAG, task
+with DAG("{dag_id}", schedule="@daily", start_date=datetime(2024, 1, 1), catchup=False):
+    @task
+    def {task_id}(): pass
+    {task_id}()
+"""
+
+
+class Environment:
+    """One environment with a database of its own."""
+
+    def __init__(self, holder: HolderProcess, url: str, record: Path) -> None:
+        self.name = f"holder-{secrets.token_hex(4)}"
+        self.holder = holder
+        self.url = url
+        self._request = {"env": self.name, "url": url, "environ": {RECORD: str(record)}}
+
+    def ask(self, op: str, **request: Any) -> Any:
+        return self.holder.ask(op=op, **self._request, **request)
+
+    def run(self) -> Any:
+        return self.ask("run")
+
+    def begin_run(self) -> None:
+        self.holder.send(op="run", **self._request)
+
+    def sql(self, statement: str) -> list[tuple[Any, ...]]:
+        connection = psycopg2.connect(self.url)
+        connection.autocommit = True
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute(statement)
+                return cursor.fetchall() if cursor.description else []
+        finally:
+            connection.close()
+
+    def until(self, statement: str, seconds: float = 60) -> None:
+        deadline = time.monotonic() + seconds
+        while not self.sql(statement):
+            assert time.monotonic() < deadline, f"not within {seconds:g} s: {statement}"
+            time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def holder(local_modal: LocalModal) -> Iterator[HolderProcess]:
+    root = Path(tempfile.mkdtemp(prefix="modalflow-holder-"))
+    process = HolderProcess(local_modal.env, root)
+    yield process
+    process.close()
+    shutil.rmtree(root, ignore_errors=True)
+
+
+@pytest.fixture
+def environment(holder: HolderProcess, airflow_database: str, tmp_path: Path) -> Environment:
+    return Environment(holder, airflow_database, tmp_path / "record")
+
+
+def test_a_new_dag_runs_in_the_run_that_parses_it(environment: Environment) -> None:
+    environment.ask("upload", files={"a.py": SCHEDULED.format(dag_id="a", task_id="hello")})
+    environment.ask("wish")
+    done = environment.run()
+    assert done["outcome"] == "done", done
+    assert done["parse"]["files"] == 1
+    assert done["schedule"]["queued"] == 1
+    assert environment.sql("SELECT state FROM dag_run") == [("success",)]
+    assert environment.ask("take") is None, "the wish is taken by the run"
+
+    again = environment.run()
+    assert again["parse"] == {"skipped": "nothing changed"}
+    assert again["predecessors"] == 1
+    healthy = "SELECT job_type FROM job WHERE state = 'running' AND latest_heartbeat > now() - interval '9 s'"
+    assert sorted(environment.sql(healthy)) == [("DagProcessorJob",), ("SchedulerJob",)]
+
+
+def test_only_changed_files_are_parsed_by_the_next_run(environment: Environment) -> None:
+    files = {f"{name}.py": SCHEDULED.format(dag_id=name, task_id="hello") for name in "abc"}
+    environment.ask("upload", files=files)
+    assert environment.run()["parse"]["files"] == 3
+    environment.ask("upload", files={"b.py": files["b.py"] + "# changed"}, removed=["c.py"])
+    assert environment.run()["parse"]["files"] == 1
+    assert sorted(environment.sql("SELECT dag_id FROM dag WHERE NOT is_stale")) == [("a",), ("b",)]
+
+
+def test_lost_lock_ends_the_working_child_first(environment: Environment) -> None:
+    environment.ask("upload", files={"a.py": SCHEDULED.format(dag_id="a", task_id="lasts")})
+    environment.begin_run()
+    environment.until("SELECT 1 FROM task_instance WHERE external_executor_id IS NOT NULL")
+    environment.sql(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        f" WHERE application_name = 'modalflow:{environment.name}'"
+    )
+    done = environment.holder.receive()
+    assert done["outcome"] == "lost the lock"
+    assert done["schedule"]["error"].startswith("it was killed by signal 9")
+    after = environment.run()
+    assert (after["outcome"], after["predecessors"], after["schedule"]["running"]) == ("done", 1, 1)
+
+
+def test_run_beside_another_environment_does_nothing_and_names_it(environment: Environment) -> None:
+    with AdvisoryLock(environment.url, application_name=application_name("other")) as lock:
+        lock.acquire()
+        done = environment.run()
+    assert done["outcome"] == "locked"
+    assert "environment 'other' schedules on the database" in done["message"]
+    assert environment.sql("SELECT * FROM job") == []
+
+
+def test_child_that_crashes_is_repaired_by_the_next_run(environment: Environment) -> None:
+    environment.ask("upload", files={"a.py": SCHEDULED.format(dag_id="a", task_id="hello")})
+    environment.sql("ALTER TABLE job RENAME COLUMN unixname TO somewhere_else")
+    assert environment.run()["outcome"] == "failed"
+    environment.sql("ALTER TABLE job RENAME COLUMN somewhere_else TO unixname")
+    assert environment.run()["outcome"] == "done"
+    assert environment.sql("SELECT state FROM dag_run") == [("success",)]
+
+
+def test_database_without_airflows_tables_is_told(
+    holder: HolderProcess, fresh_database: str, tmp_path: Path
+) -> None:
+    told = Environment(holder, fresh_database, tmp_path / "record").run()
+    assert told["raised"] == "ModalflowError"
+    assert "modalflow create" in told["message"]
+
+
+def test_unreachable_database_is_told(holder: HolderProcess, tmp_path: Path) -> None:
+    url = "postgresql://someone:hidden@127.0.0.1:1/airflow"
+    told = Environment(holder, url, tmp_path / "record").run()
+    assert told["raised"] == "UnreachableError"
+    assert "hidden" not in told["message"]
