@@ -99,6 +99,17 @@ def test_an_import_failure_is_the_callers_error(isolated_server: LocalModal) -> 
     assert result[0] == "ModuleNotFoundError" and "no_such_module" in result[1]
 
 
+def test_methods_of_classes_keep_their_names_and_parameters_their_pools(isolated_server: LocalModal) -> None:
+    deploy(isolated_server, "classes")
+    result = client(
+        isolated_server,
+        "counter = modal.Cls.from_name('classes', 'Counter')\n"
+        "five = counter(start=5)\n"
+        "result = [five.add.remote(1), five.add.remote(1), five.name.remote(), counter().add.remote(1)]",
+    )
+    assert result == [6, 7, "counter from 5", 1]
+
+
 def test_a_start_that_takes_too_long_is_a_timeout(isolated_server: LocalModal) -> None:
     deploy(isolated_server, "slow_start")
     result = client(

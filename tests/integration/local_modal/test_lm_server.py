@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,6 +64,22 @@ def test_schedules_survive_a_restart(fresh_local_modal: LocalModal) -> None:
     fresh_local_modal.start()
     code = "q = modal.Queue.from_name('ticks', create_if_missing=True); q.clear(); result = q.get(timeout=20)"
     assert client(fresh_local_modal, code)
+
+
+def test_a_relative_state_dir_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with LocalModal(Path("state"), env={"LOCAL_MODAL_NO_NAMESPACES": "1"}) as server:
+        deploy(server, "basics")
+        assert client(server, "result = f('square').remote(3)") == 9
+
+
+def test_an_empty_blob_can_be_uploaded(isolated_server: LocalModal) -> None:
+    """A reader of the body in chunks would never see the end of an empty one."""
+    url = f"{isolated_server.http_url}/blob/bl-empty"
+    with urllib.request.urlopen(urllib.request.Request(url, b"", method="PUT"), timeout=10) as reply:
+        assert reply.headers["ETag"] == hashlib.md5(b"").hexdigest()
+    with urllib.request.urlopen(url, timeout=10) as reply:
+        assert reply.read() == b""
 
 
 def test_a_stopped_server_leaves_no_container(fresh_local_modal: LocalModal) -> None:
