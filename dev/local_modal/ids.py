@@ -15,7 +15,7 @@ CALL, INPUT, TASK, BLOB, DEFINITION = "fc", "in", "ta", "bl", "de"
 
 def new_id(prefix: str) -> str:
     """A fresh random id such as `fc-01J...`; collisions are not a practical concern (130 bits)."""
-    return f"{prefix}-" + "".join(secrets.choice(ALPHABET) for _ in range(LENGTH))
+    return f"{prefix}-{_characters(secrets.randbits(256))}"
 
 
 def derived_id(prefix: str, *parts: str | bytes) -> str:
@@ -24,9 +24,12 @@ def derived_id(prefix: str, *parts: str | bytes) -> str:
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
         digest.update(len(data).to_bytes(8, "big") + data)  # lengths keep ("ab","c") and ("a","bc") apart
-    number = int.from_bytes(digest.digest(), "big")
+    return f"{prefix}-{_characters(int.from_bytes(digest.digest(), 'big'))}"
+
+
+def _characters(number: int) -> str:
     characters = []
     for _ in range(LENGTH):
         number, remainder = divmod(number, len(ALPHABET))
         characters.append(ALPHABET[remainder])
-    return f"{prefix}-" + "".join(characters)
+    return "".join(characters)

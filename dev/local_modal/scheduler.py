@@ -332,7 +332,7 @@ class Scheduler:
 
     @staticmethod
     def _oldest(pool: Pool) -> float:
-        return min((since for _, since in pool.ready), default=math.inf)
+        return pool.ready[0][1] if pool.ready else math.inf
 
     def _make_room(self, key: PoolKey) -> None:
         """Retire the longest idle container of another pool: a full server must not starve a function that

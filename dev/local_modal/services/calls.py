@@ -91,8 +91,10 @@ class CallService(Service):
             if request.max_values and len(response.outputs) >= request.max_values:
                 break
         response.last_entry_id = f"{position}-0"
-        response.num_unfinished_inputs = sum(
-            1 for item in call.inputs if not item.done and (wanted is None or item.index in wanted)
+        response.num_unfinished_inputs = (
+            call.unfinished
+            if wanted is None
+            else sum(1 for item in call.inputs if not item.done and item.index in wanted)
         )
         return response
 
