@@ -17,6 +17,7 @@ from local_modal.testing import LocalModal
 
 APPS = Path(__file__).parent / "apps"
 CLIENT_SECONDS = 120
+LEAK = {"LEAKED": "from the server's own environment"}
 
 
 def deploy(server: LocalModal, app: str, **environ: str) -> str:
@@ -124,7 +125,7 @@ def _end_clients() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def isolated_server() -> Iterator[LocalModal]:
     """A server with what the kernel allows; `basics` is deployed."""
-    with LocalModal(arguments=["--stop-grace", "2"]) as server:
+    with LocalModal(arguments=["--stop-grace", "2"], env=LEAK) as server:
         deploy(server, "basics")
         yield server
 
@@ -132,7 +133,7 @@ def isolated_server() -> Iterator[LocalModal]:
 @pytest.fixture(scope="session")
 def shared_server() -> Iterator[LocalModal]:
     """A server that must do without namespaces; `basics` is deployed."""
-    with LocalModal(arguments=["--stop-grace", "2"], env={"LOCAL_MODAL_NO_NAMESPACES": "1"}) as server:
+    with LocalModal(arguments=["--stop-grace", "2"], env=LEAK | {"LOCAL_MODAL_NO_NAMESPACES": "1"}) as server:
         assert server.mode == "shared"
         deploy(server, "basics")
         yield server

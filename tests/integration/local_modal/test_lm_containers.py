@@ -67,7 +67,6 @@ def test_shared_containers_are_kept_apart_by_their_environment(shared_server: Lo
 
 
 def test_the_environment_is_the_images_then_the_secrets_then_modals(server: LocalModal) -> None:
-    os.environ["LEAKED"] = "from the server's parent"
     environ = client(server, DESCRIBE)["environ"]
     assert environ["FROM_IMAGE"] == "image"
     assert environ["SHADOWED"] == "second secret"
