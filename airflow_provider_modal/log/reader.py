@@ -21,6 +21,9 @@ _TASK = re.compile(r"task_id=(?P<task_id>[^/]+)/(?:map_index=(?P<map_index>\d+)/
 _SHOWN_ELSEWHERE = frozenset(
     ("timestamp", "level", "event", "logger", "error_detail", "exception", "filename", "lineno", "loc")
 )
+_SAME_ON_EVERY_LINE = frozenset(("ti_id", "dag_id", "run_id", "task_id", "try_number", "map_index"))
+"""What Airflow binds to every line of a task's log: whose log this is, which the reader has asked for."""
+_NOT_IN_TEXT = _SHOWN_ELSEWHERE | _SAME_ON_EVERY_LINE
 
 
 class Files(Protocol):
@@ -89,7 +92,7 @@ def readable(line: str) -> Iterator[str]:
         yield line
         return
     level = str(record.get("level", "info")).upper()
-    extra = "".join(f" {k}={_value(v)}" for k, v in record.items() if k not in _SHOWN_ELSEWHERE)
+    extra = "".join(f" {k}={_value(v)}" for k, v in record.items() if k not in _NOT_IN_TEXT)
     first, *more = str(record["event"]).splitlines() or [""]
     yield f"[{record.get('timestamp', '')}] {level} - {first}{extra}"
     yield from more

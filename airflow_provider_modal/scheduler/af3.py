@@ -25,6 +25,7 @@ from airflow.utils.state import DagRunState, TaskInstanceState
 from sqlalchemy import select
 from sqlalchemy.orm import Session, configure_mappers, joinedload
 
+from airflow_provider_modal.container.execution_api import leave_out_old_versions
 from airflow_provider_modal.scheduler import jobs, outlook
 from airflow_provider_modal.scheduler.bounded import Loop, Outlook, Reason, StopRule
 
@@ -57,6 +58,8 @@ def warm_up() -> None:
     import airflow_provider_modal.executors.modal_executor
     import airflow_provider_modal.scheduler.af3_parsing  # noqa: F401
 
+    # Files that read connections or variables while they are parsed make each parse build the API.
+    leave_out_old_versions()
     configure_mappers()
     # Airflow's table of metric names is YAML that takes 0.15 s to read, metrics or not. Without the function
     # each child reads it itself.

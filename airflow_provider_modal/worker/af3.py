@@ -31,6 +31,7 @@ from uuid import UUID
 
 import httpx
 
+from airflow_provider_modal.container.execution_api import leave_out_old_versions
 from airflow_provider_modal.wire import Outcome
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ def warm_up() -> None:
         except ImportError as error:
             log.info("%s is not imported in advance: %s", module, error)
     started = time.monotonic()
+    leave_out_old_versions()
     try:
         with _silent():
             answer = asyncio.run(_first_request())
