@@ -7,10 +7,10 @@ from pathlib import Path
 
 import psycopg2
 import pytest
-from local_modal.testing import LocalModal
 
-from acceptance.deployment import Deployment, write_config
-from acceptance.recorder import Recorder
+from local_modal.testing import LocalModal
+from tests.acceptance.deployment import Deployment, write_config
+from tests.acceptance.recorder import Recorder
 
 
 @pytest.fixture(scope="module")

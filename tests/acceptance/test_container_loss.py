@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from acceptance.deployment import Deployment
-from acceptance.recorder import Recorder
 from local_modal.testing import wait_until
+from tests.acceptance.deployment import Deployment
+from tests.acceptance.recorder import Recorder
 
 
 def _busy(deployment: Deployment, function: str) -> dict[str, Any]:

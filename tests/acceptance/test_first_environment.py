@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from acceptance.deployment import Deployment, run, write_config
 from airflow_provider_modal import example_dags
 from local_modal.isolation import NO_NAMESPACES
 from local_modal.testing import LocalModal
+from tests.acceptance.deployment import Deployment, run, write_config
 
 DAG_ID = "modalflow_quickstart"
 DAG_FILE = Path(example_dags.__file__).with_name(f"{DAG_ID}.py")
