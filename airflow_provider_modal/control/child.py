@@ -1,16 +1,24 @@
-"""Which function of the zygote's child does an operation?"""
+"""Which function of the zygote's child does an operation, and how does its parent wait for it?"""
 
 from __future__ import annotations
 
 import importlib
 import logging
 import traceback
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from airflow_provider_modal.errors import ModalflowError
+from airflow_provider_modal.errors import ERRORS_BY_KIND, ModalflowError
+
+if TYPE_CHECKING:
+    from airflow_provider_modal.container.zygote import Zygote
 
 log = logging.getLogger(__name__)
 
+CHILD_SECONDS = 240.0
+"""Below the time that the command line waits, so that it gets the answer that it took too long."""
+
+_TARGET = f"{__name__}:run"
 _PACKAGE = "airflow_provider_modal.control"
 _FUNCTIONS = {
     "migrate": "database:migrate",
@@ -21,6 +29,25 @@ _FUNCTIONS = {
     "xcom.get": "xcoms:get",
 }
 _LAST_LINES = 3
+
+
+def run_in_child(zygote: Zygote, op: str, args: Mapping[str, Any], seconds: float = CHILD_SECONDS) -> Any:
+    """Run an operation in a child of the zygote and return its result.
+
+    :param seconds: when to kill the child.
+    :raises ModalflowError: it failed, of the class that was raised there, or did not end in time.
+    """
+    child = zygote.spawn(_TARGET, {"op": op, "args": dict(args)})
+    outcome = child.wait(seconds)
+    if outcome is None:
+        child.kill()
+        child.wait(CHILD_SECONDS)
+        raise ModalflowError(f"operation {op} did not end within {seconds:g} s; try again")
+    if outcome.error is not None:
+        kind = ERRORS_BY_KIND.get(outcome.error_kind or "", ModalflowError)
+        told = outcome.error if outcome.error_kind else f"operation {op} failed: {outcome.error}"
+        raise kind(told)
+    return outcome.result
 
 
 def run(op: str, args: dict[str, Any]) -> Any:

@@ -14,20 +14,15 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_modal import airflow_settings, wakeup
-from airflow_provider_modal.db.connect import application_name, connect, host_of, without_password
-from airflow_provider_modal.db.lock import AdvisoryLock
-from airflow_provider_modal.errors import ERRORS_BY_KIND, ConfigError, ModalflowError, kind_of
+from airflow_provider_modal.control import provisioning
+from airflow_provider_modal.control.child import run_in_child
+from airflow_provider_modal.db.connect import without_password
+from airflow_provider_modal.errors import ConfigError, ModalflowError, kind_of
 
 if TYPE_CHECKING:
     from airflow_provider_modal.container.zygote import Zygote
 
 log = logging.getLogger(__name__)
-
-CHILD = "airflow_provider_modal.control.child:run"
-LOCK_SECONDS = 60.0
-"""How long a migration waits for a scheduler run to end."""
-CHILD_SECONDS = 240.0
-"""Below the time that the command line waits, so that it gets the answer that it took too long."""
 
 
 def handle(zygote: Zygote, op: str, args: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,39 +55,8 @@ def failure(kind: str, message: str) -> dict[str, Any]:
     return {"ok": False, "error": {"kind": kind, "message": without_password(message, url)}}
 
 
-def _check_database(zygote: Zygote, op: str, args: Mapping[str, Any]) -> dict[str, Any]:
-    version = _lock("check").check()
-    url = airflow_settings.database_url()
-    connection = connect(url, application_name=application_name(airflow_settings.deployed_names().env, op))
-    try:
-        with connection.cursor() as cursor:
-            cursor.execute("SHOW max_connections")
-            (max_connections,) = cursor.fetchone() or (0,)
-    finally:
-        connection.close()
-    return {"host": host_of(url), "server_version": version, "max_connections": int(max_connections)}
-
-
 def _in_child(zygote: Zygote, op: str, args: Mapping[str, Any]) -> Any:
-    child = zygote.spawn(CHILD, {"op": op, "args": dict(args)})
-    outcome = child.wait(CHILD_SECONDS)
-    if outcome is None:
-        child.kill()
-        child.wait(CHILD_SECONDS)
-        raise ModalflowError(f"operation {op} did not end within {CHILD_SECONDS:g} s; try again")
-    if outcome.error is not None:
-        kind = ERRORS_BY_KIND.get(outcome.error_kind or "", ModalflowError)
-        told = outcome.error if outcome.error_kind else f"operation {op} failed: {outcome.error}"
-        raise kind(told)
-    return outcome.result
-
-
-def _under_lock(zygote: Zygote, op: str, args: Mapping[str, Any]) -> Any:
-    """Run what changes the schema while no scheduler works."""
-    lock = _lock(op)
-    lock.acquire(wait=LOCK_SECONDS)
-    with lock:
-        return _in_child(zygote, op, args)
+    return run_in_child(zygote, op, args)
 
 
 def _and_wake(zygote: Zygote, op: str, args: Mapping[str, Any]) -> Any:
@@ -106,15 +70,12 @@ def _and_wake(zygote: Zygote, op: str, args: Mapping[str, Any]) -> Any:
     return result
 
 
-def _lock(part: str) -> AdvisoryLock:
-    env = airflow_settings.deployed_names().env
-    return AdvisoryLock(airflow_settings.database_url(), application_name=application_name(env, part))
-
-
 OPERATIONS: dict[str, Callable[[Zygote, str, Mapping[str, Any]], Any]] = {
-    "check_database": _check_database,
-    "migrate": _under_lock,
-    "drop_schema": _under_lock,
+    "check_database": provisioning.check_database,
+    "claim_database": provisioning.claim_database,
+    "migrate": provisioning.migrate,
+    "drop_schema": provisioning.drop_schema,
+    "release_database": provisioning.release_database,
     "dags.list": _in_child,
     "dags.trigger": _and_wake,
     "runs.show": _in_child,

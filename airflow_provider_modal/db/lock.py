@@ -68,11 +68,14 @@ class AdvisoryLock:
         self._connection: Connection | None = None
         self._lost = threading.Event()
 
-    def acquire(self, *, wait: float = 0.0) -> None:
+    def acquire(self, *, wait: float = 0.0, ready: Callable[[Connection], None] | None = None) -> None:
         """Take the lock.
 
         :param wait: seconds to wait for a holder of our own environment, whose end is near; another
             environment is never waited for.
+        :param ready: looks at the database and raises what keeps us from working with it. Asked before the
+            lock is tried, so that who may not work disturbs nobody by holding it, and again after a wait,
+            because a migration may have been what was waited for.
         :raises LockHeldError: somebody else holds it.
         :raises UnreachableError: the database does not answer.
         :raises ConfigError: it refuses us, or the connection goes through a pooler in transaction mode.
@@ -81,14 +84,20 @@ class AdvisoryLock:
         connection = connect(self._url, application_name=self._application_name)
         try:
             self._refuse_transaction_pooler(connection)
+            if ready is not None:
+                ready(connection)
+            waited = False
             while not self._try(connection):
                 holder = self._holder(connection)
                 ours = holder is None or holder == environment_of(self._application_name)
                 if not ours or time.monotonic() >= deadline:
                     raise self._held_by(holder)
                 time.sleep(_POLL_SECONDS)
+                waited = True
             if not self._is_held(connection):
                 raise self._pooler_error()
+            if ready is not None and waited:
+                ready(connection)
         except BaseException:
             connection.close()
             raise

@@ -14,12 +14,10 @@ from dataclasses import dataclass
 from psycopg2.extensions import connection as Connection
 
 from airflow_provider_modal import names
-from airflow_provider_modal.errors import ModalflowError
 
 _INTERVAL = "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL"
 _DEFAULT_INTERVAL = 3600.0
 
-_SCHEMA = "SELECT to_regclass('job') IS NOT NULL AND to_regclass('dag_bundle') IS NOT NULL"
 _CALLBACKS = """
     SELECT EXISTS (SELECT 1 FROM callback WHERE type = 'dag_processor' AND bundle_name = %(bundle)s)
 """
@@ -44,18 +42,6 @@ class ParseNeed:
 
     reasons: tuple[str, ...]
     parsed_version: str | None
-
-
-def require_schema(connection: Connection) -> None:
-    """Check that the database is Airflow's.
-
-    :raises ModalflowError: it does not have the tables.
-    """
-    with connection.cursor() as cursor:
-        cursor.execute(_SCHEMA)
-        row = cursor.fetchone()
-    if row != (True,):
-        raise ModalflowError("the database does not have Airflow's tables; make them: modalflow create")
 
 
 def callbacks_wait(connection: Connection) -> bool:

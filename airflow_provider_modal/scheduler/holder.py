@@ -13,12 +13,15 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
+from psycopg2.extensions import connection as Connection
 
 from airflow_provider_modal import airflow_settings, wakeup
 from airflow_provider_modal.config import SchedulerConfig
+from airflow_provider_modal.db import ownership, schema
 from airflow_provider_modal.db.connect import application_name
 from airflow_provider_modal.db.lock import AdvisoryLock, LockHeldError
 from airflow_provider_modal.errors import ModalflowError, NotFoundError
@@ -47,20 +50,23 @@ DAG_VERSION = "MODALFLOW_DAG_VERSION"
 def run(zygote: Zygote, reason: str = "") -> dict[str, Any]:
     """Do one bounded piece of scheduling and return what was done.
 
-    Whatever goes wrong below is logged and left to the next run, which the schedule starts.
+    Whatever goes wrong below is logged and left to the next run, which the schedule starts. A run that may
+    not work ends with a sentence and changes nothing: between a deployment and the end of its ``create`` the
+    schema is not the one that the deployed Airflow needs.
 
     :param reason: who asked for the run, for the log.
-    :raises ModalflowError: the database can't be reached, refuses us or is not migrated.
+    :raises ModalflowError: the database can't be reached or refuses us.
     """
     config = airflow_settings.deployed_config().scheduler
     resources = airflow_settings.deployed_names()
     lock = AdvisoryLock(airflow_settings.database_url(), application_name=application_name(resources.env))
     started = time.monotonic()
     try:
-        lock.acquire(wait=PREDECESSOR_SECONDS)
-    except LockHeldError as error:
+        lock.acquire(wait=PREDECESSOR_SECONDS, ready=partial(_require_ready, env=resources.env))
+    except (LockHeldError, ownership.OwnershipError, schema.SchemaError) as error:
         log.warning("this run does nothing: %s", error)
-        return {"outcome": "locked", "reason": reason, "message": str(error)}
+        outcome = "locked" if isinstance(error, LockHeldError) else "not ready"
+        return {"outcome": outcome, "reason": reason, "message": str(error)}
     with lock:
         summary = _Run(zygote, lock, config, resources, started).work()
     if summary.pop("more"):
@@ -104,7 +110,6 @@ class _Run:
 
     def _steps(self) -> dict[str, Any]:
         _take_wish(self._resources)
-        due.require_schema(self._lock.connection)
         ended = jobs.end_predecessors(self._lock.connection, self._resources.env)
         summary: dict[str, Any] = {"predecessors": ended, "parse": self._parse()}
         scheduled = self._in_child(
@@ -220,6 +225,11 @@ class _Worker:
             self._child = child
             if child is not None and self._ended:
                 child.kill()
+
+
+def _require_ready(connection: Connection, env: str) -> None:
+    ownership.require(connection, env)
+    schema.require_current(connection, env)
 
 
 def _take_wish(resources: ResourceNames) -> None:

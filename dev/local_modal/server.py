@@ -8,12 +8,12 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import grpclib.server
 from grpclib.config import Configuration
 
 from local_modal.clock import Clock, SystemClock
 from local_modal.desk import Desk
 from local_modal.engine import Engine
+from local_modal.grpc_server import GrpcServer
 from local_modal.rpc import Dispatcher, Service
 from local_modal.services.apps import AppService
 from local_modal.services.blobs import BlobService
@@ -102,7 +102,7 @@ class Server:
             "schedules": self.schedules,
             "control": self.control,
         }
-        self._grpc: grpclib.server.Server | None = None
+        self._grpc: GrpcServer | None = None
         self.port = 0
 
     @property
@@ -126,7 +126,7 @@ class Server:
         for service in self.services.values():
             await service.start()
         await self.http.start()
-        self._grpc = grpclib.server.Server(
+        self._grpc = GrpcServer(
             [Dispatcher(self.services.values())],
             config=Configuration(
                 http2_connection_window_size=WINDOW_BYTES, http2_stream_window_size=WINDOW_BYTES
