@@ -2,8 +2,9 @@
 
 ``create`` goes through steps that can all be repeated: it makes what is missing, brings the rest up to date
 and never replaces a key, so running it again is how an interrupted one is completed and how a changed
-configuration is deployed. The App is deployed before the schema is migrated, because only its function
-``control`` is certain to reach the database; migrations take the scheduler's lock.
+configuration is deployed. The App is deployed before the database is claimed and its schema migrated, because
+only its function ``control`` is certain to reach it; migrations take the scheduler's lock. Until then runs of
+the new App find that the database is not ready, and do nothing.
 
 ``destroy`` removes what there is, and may be repeated as well.
 """
@@ -16,12 +17,10 @@ import logging
 import secrets
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from airflow_provider_modal import airflow_settings, deployment, names
+from airflow_provider_modal import airflow_settings, database_steps, deployment, names
 from airflow_provider_modal.app import CONTROL_TIMEOUT, build_app
 from airflow_provider_modal.control.client import ControlClient
 from airflow_provider_modal.errors import (
@@ -33,6 +32,7 @@ from airflow_provider_modal.errors import (
     kind_of,
 )
 from airflow_provider_modal.modal_errors import translated
+from airflow_provider_modal.steps import Progress, Status, Steps
 from airflow_provider_modal.volume.files import VolumeFiles
 
 if TYPE_CHECKING:
@@ -41,10 +41,6 @@ if TYPE_CHECKING:
     from airflow_provider_modal.config import EnvironmentConfig
 
 log = logging.getLogger(__name__)
-
-Status = Literal["started", "created", "updated", "unchanged", "deleted", "absent", "kept", "failed"]
-Progress = Callable[[str, str, "str | None"], None]
-"""Called with a step's name, its ``Status`` and a detail to show; never with a secret value."""
 
 
 @dataclass
@@ -84,7 +80,7 @@ def create(
     resources = names.ResourceNames(env)
     app = _checked_app(config, env)
     done = summary if summary is not None else CreateSummary(env)
-    steps = _Steps(progress, done.steps)
+    steps = Steps(progress, done.steps)
     try:
         with steps("secrets") as report:
             report(*_put_secrets(config, resources, done))
@@ -97,13 +93,12 @@ def create(
             done.app_url = app.get_dashboard_url()
         control = ControlClient(resources, timeout=CONTROL_TIMEOUT)
         with steps("database") as report:
-            server = control.call("check_database")
+            server = control.call("claim_database")
             done.max_connections = server.get("max_connections")
             done.database = f"{server['host']}, PostgreSQL {server['server_version']}"
             report("unchanged", done.database)
         with steps("schema") as report:
-            migrated = control.call("migrate")
-            report("updated" if migrated["changed"] else "unchanged", f"revision {migrated['revision']}")
+            database_steps.migrate(control, server, config.scheduler, report)
         with steps("manifest") as report:
             done.manifest = deployment.describe(config, env)
             deployment.write(VolumeFiles.open(resources), done.manifest)
@@ -130,11 +125,14 @@ def destroy(
     if not _anything_exists(resources):
         raise NotFoundError(f"environment {env} does not exist: Modal has none of its resources")
     done: dict[str, str] = {}
-    steps = _Steps(progress, done)
+    steps = Steps(progress, done)
+    # Only the App reaches the database.
     if drop_schema:
         with steps("schema") as report:
-            ControlClient(resources).call("drop_schema")
-            report("deleted")
+            database_steps.drop_schema(resources, report)
+    elif exists(env):
+        with steps("database") as report:
+            database_steps.release(resources, report)
     with steps("app") as report:
         report(_stop_app(resources.app))
     for step, kind, name in (
@@ -376,25 +374,3 @@ def _what_exists(resources: names.ResourceNames, steps: dict[str, str]) -> str:
         f"On Modal now: {'; '.join(there)}. Running create again continues; `modalflow destroy --env "
         f"{resources.env}` removes it."
     )
-
-
-class _Steps:
-    """Reports each step's beginning and end, and keeps the results."""
-
-    def __init__(self, progress: Progress | None, done: dict[str, str]) -> None:
-        self._progress = progress or (lambda step, status, detail: None)
-        self._done = done
-
-    @contextmanager
-    def __call__(self, step: str) -> Iterator[Callable[..., None]]:
-        def report(status: Status, detail: str | None = None) -> None:
-            self._done[step] = status
-            self._progress(step, status, detail)
-
-        report("started")
-        try:
-            yield report
-        except BaseException as error:
-            interrupted = not isinstance(error, ModalflowError)
-            report("failed", type(error).__name__ if interrupted else str(error))
-            raise

@@ -85,8 +85,8 @@ def waiting(what: str) -> Iterator[None]:
 class Steps:
     """Tells on stderr what becomes of the steps of a command: ``steps(name, status, detail)``.
 
-    Status ``started`` begins a step, any other one ends it. On a terminal a step that runs has a spinner;
-    elsewhere it is named once it has taken two seconds. Every end is a line.
+    Status ``started`` begins a step, ``waiting`` says what for, any other one ends it. On a terminal a step
+    that runs has a spinner; elsewhere it is named once it has taken two seconds. Every end is a line.
     """
 
     def __init__(self) -> None:
@@ -99,6 +99,13 @@ class Steps:
         if status == "started":
             self._since = time.monotonic()
             self._running.enter_context(_spinner(name) if sys.stderr.isatty() else waiting(name))
+            return
+        if status == "waiting":
+            text = f"{name}: waiting {detail}"
+            if sys.stderr.isatty():
+                self._running.enter_context(_spinner(text))
+            else:
+                note(text)
             return
         colour, mark = ("red", "✗") if status == "failed" else ("green", "✓")
         # A failure's text is the command's error, which follows.

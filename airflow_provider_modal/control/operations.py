@@ -55,13 +55,9 @@ def failure(kind: str, message: str) -> dict[str, Any]:
     return {"ok": False, "error": {"kind": kind, "message": without_password(message, url)}}
 
 
-def _in_child(zygote: Zygote, op: str, args: Mapping[str, Any]) -> Any:
-    return run_in_child(zygote, op, args)
-
-
 def _and_wake(zygote: Zygote, op: str, args: Mapping[str, Any]) -> Any:
     """Run what gives the scheduler something to do, then wake it."""
-    result = _in_child(zygote, op, args)
+    result = run_in_child(zygote, op, args)
     try:
         wakeup.request_run(airflow_settings.deployed_names(), op)
     except Exception as error:
@@ -76,8 +72,8 @@ OPERATIONS: dict[str, Callable[[Zygote, str, Mapping[str, Any]], Any]] = {
     "migrate": provisioning.migrate,
     "drop_schema": provisioning.drop_schema,
     "release_database": provisioning.release_database,
-    "dags.list": _in_child,
+    "dags.list": run_in_child,
     "dags.trigger": _and_wake,
-    "runs.show": _in_child,
-    "xcom.get": _in_child,
+    "runs.show": run_in_child,
+    "xcom.get": run_in_child,
 }

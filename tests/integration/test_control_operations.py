@@ -12,7 +12,7 @@ import pytest
 from airflow_provider_modal import airflow_settings
 from airflow_provider_modal.config import EnvironmentConfig
 from airflow_provider_modal.container.zygote import Child, Outcome, Zygote
-from airflow_provider_modal.control import operations
+from airflow_provider_modal.control import operations, provisioning
 from airflow_provider_modal.db.connect import application_name
 from airflow_provider_modal.db.lock import AdvisoryLock
 from tests.support.airflow_children import ENV, AirflowChildren, trigger_run
@@ -64,10 +64,41 @@ def _deployed(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv(airflow_settings.CONNECTION, url.replace("postgresql:", "postgresql+psycopg2:", 1))
 
 
-def test_check_database_names_host_and_version(children: AirflowChildren) -> None:
-    result = _ask(children, "check_database")
+def test_database_is_described(children: AirflowChildren) -> None:
+    result = _ask(children, "claim_database")
     assert result["host"].startswith("127.0.0.1:")
     assert int(result["server_version"].split(".")[0]) >= 13
+    assert children.sql("SELECT version_num FROM alembic_version") == [(result["revision"],)]
+    assert _ask(children, "check_database") == result
+
+
+def test_database_that_nobody_claimed_is_not_used(children: AirflowChildren) -> None:
+    for op in ("check_database", "migrate"):
+        kind, message = _refusal(children, op)
+        assert (kind, f"modalflow create --env {ENV}" in message) == ("config", True)
+
+
+def test_database_of_another_environment_is_left_alone_until_it_is_released(
+    children: AirflowChildren, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _ask(children, "claim_database")
+    monkeypatch.setenv(airflow_settings.ENV_NAME, "other")
+    for op in ("check_database", "claim_database", "migrate", "drop_schema", "release_database"):
+        kind, message = _refusal(children, op)
+        assert kind == "config"
+        assert f"belongs to environment {ENV!r}" in message
+        assert "DROP TABLE modalflow_environment" in message
+    monkeypatch.setenv(airflow_settings.ENV_NAME, ENV)
+    assert _ask(children, "release_database") == {"changed": True}
+    assert _ask(children, "release_database") == {"changed": False}
+    monkeypatch.setenv(airflow_settings.ENV_NAME, "other")
+    assert _ask(children, "claim_database")
+
+
+def test_mark_of_the_owner_outlives_a_reset_of_airflows_tables(children: AirflowChildren) -> None:
+    _ask(children, "claim_database")
+    children.run("airflow.utils.db:resetdb", skip_init=True)
+    assert _ask(children, "check_database")["revision"] is None
 
 
 def test_check_database_names_the_environment_that_has_it(children: AirflowChildren) -> None:
@@ -81,7 +112,7 @@ def test_check_database_names_the_environment_that_has_it(children: AirflowChild
 def test_check_database_is_not_disturbed_by_the_own_scheduler(children: AirflowChildren) -> None:
     with AdvisoryLock(children.url, application_name=application_name(ENV)) as lock:
         lock.acquire()
-        assert _ask(children, "check_database")["server_version"]
+        assert _ask(children, "claim_database")["server_version"]
 
 
 def test_unreachable_database_is_told_without_its_password(
@@ -99,14 +130,35 @@ def test_migrate_makes_the_schema_once_and_drop_removes_it(
 ) -> None:
     _deployed(monkeypatch, fresh_database)
     children.url = fresh_database
+    assert not _ask(children, "claim_database")["schema_current"]
     first = _ask(children, "migrate")
     assert first["changed"]
     assert _ask(children, "migrate") == {"changed": False, "revision": first["revision"]}
+    described = _ask(children, "check_database")
+    assert (described["revision"], described["schema_current"]) == (first["revision"], True)
+    monkeypatch.setenv("AIRFLOW__DATABASE__EXTERNAL_DB_MANAGERS", "a.manager.with.tables.of.its.Own")
+    assert not _ask(children, "check_database")["schema_current"]
     assert _ask(children, "drop_schema") == {"changed": True}
+    assert children.sql("SELECT to_regclass('modalflow_environment'), to_regclass('job')") == [(None, None)]
     assert _ask(children, "drop_schema") == {"changed": False}
 
 
+def test_migration_does_not_interrupt_a_run(
+    children: AirflowChildren, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(provisioning, "LOCK_SECONDS", 0.3)
+    _ask(children, "claim_database")
+    with AdvisoryLock(children.url, application_name=application_name(ENV)) as lock:
+        lock.acquire()
+        assert _ask(children, "migrate") == {
+            "busy": f"another process of environment {ENV!r} holds the scheduler's lock"
+        }
+        assert "busy" in _ask(children, "drop_schema")
+    assert not _ask(children, "migrate")["changed"]
+
+
 def test_migrate_refuses_the_database_of_a_newer_airflow(children: AirflowChildren) -> None:
+    _ask(children, "claim_database")
     children.sql("UPDATE alembic_version SET version_num = 'fedcba987654'")
     kind, message = _refusal(children, "migrate")
     assert kind == "failed"

@@ -7,14 +7,18 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psycopg2
 import pytest
+from psycopg2.extensions import connection as Connection
 
+from airflow_provider_modal.db import ownership, schema
 from airflow_provider_modal.db.connect import application_name
 from airflow_provider_modal.db.lock import AdvisoryLock
+from airflow_provider_modal.version_compat import airflow_version
 from local_modal.testing import LocalModal
 from tests.support.airflow_children import RECORD
 from tests.support.holder_driver import HolderProcess
@@ -38,6 +42,11 @@ class Environment:
         self.url = url
         self._request = {"env": self.name, "url": url, "environ": {RECORD: str(record)}}
 
+    def claim(self) -> None:
+        """Make the database its own, as ``create`` does."""
+        with self._connection() as connection:
+            ownership.claim(connection, self.name)
+
     def ask(self, op: str, **request: Any) -> Any:
         return self.holder.ask(op=op, **self._request, **request)
 
@@ -48,20 +57,24 @@ class Environment:
         self.holder.send(op="run", **self._request)
 
     def sql(self, statement: str) -> list[tuple[Any, ...]]:
-        connection = psycopg2.connect(self.url)
-        connection.autocommit = True
-        try:
-            with connection.cursor() as cursor:
-                cursor.execute(statement)
-                return cursor.fetchall() if cursor.description else []
-        finally:
-            connection.close()
+        with self._connection() as connection, connection.cursor() as cursor:
+            cursor.execute(statement)
+            return cursor.fetchall() if cursor.description else []
 
     def until(self, statement: str, seconds: float = 60) -> None:
         deadline = time.monotonic() + seconds
         while not self.sql(statement):
             assert time.monotonic() < deadline, f"not within {seconds:g} s: {statement}"
             time.sleep(0.05)
+
+    @contextmanager
+    def _connection(self) -> Iterator[Connection]:
+        connection = psycopg2.connect(self.url)
+        connection.autocommit = True
+        try:
+            yield connection
+        finally:
+            connection.close()
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +88,9 @@ def holder(local_modal: LocalModal) -> Iterator[HolderProcess]:
 
 @pytest.fixture
 def environment(holder: HolderProcess, airflow_database: str, tmp_path: Path) -> Environment:
-    return Environment(holder, airflow_database, tmp_path / "record")
+    environment = Environment(holder, airflow_database, tmp_path / "record")
+    environment.claim()
+    return environment
 
 
 def test_a_new_dag_runs_in_the_run_that_parses_it(environment: Environment) -> None:
@@ -137,12 +152,54 @@ def test_child_that_crashes_is_repaired_by_the_next_run(environment: Environment
     assert environment.sql("SELECT state FROM dag_run") == [("success",)]
 
 
+def test_run_on_a_schema_of_another_airflow_does_nothing_and_says_what_to_do(
+    environment: Environment,
+) -> None:
+    older = next(iter(schema.installed().known - {schema.installed().head}))
+    for revision, sentence in (
+        (older, f"of an earlier Airflow; Airflow {airflow_version()} needs"),
+        ("fedcba987654", "migrated by a newer Airflow"),
+    ):
+        environment.sql(f"UPDATE alembic_version SET version_num = '{revision}'")
+        done = environment.run()
+        assert (done["outcome"], revision in done["message"]) == ("not ready", True)
+        assert sentence in done["message"]
+        assert "modalflow create" in done["message"]
+    assert environment.sql("SELECT * FROM job") == []
+
+
+def test_run_that_waited_for_a_migration_looks_at_the_schema_again(environment: Environment) -> None:
+    with AdvisoryLock(environment.url, application_name=application_name(environment.name)) as lock:
+        lock.acquire()
+        environment.begin_run()
+        environment.until(
+            "SELECT 1 FROM pg_stat_activity WHERE query LIKE '%pg_stat_activity a%'"
+            f" AND application_name = 'modalflow:{environment.name}' AND pid NOT IN"
+            " (SELECT pid FROM pg_locks WHERE locktype = 'advisory') "
+        )
+        environment.sql("UPDATE alembic_version SET version_num = 'fedcba987654'")
+    done = environment.holder.receive()
+    assert (done["outcome"], "fedcba987654" in done["message"]) == ("not ready", True)
+
+
+def test_run_on_another_environments_database_does_nothing_and_names_it(
+    environment: Environment, holder: HolderProcess, tmp_path: Path
+) -> None:
+    done = Environment(holder, environment.url, tmp_path / "record").run()
+    assert done["outcome"] == "not ready"
+    assert f"belongs to environment '{environment.name}'" in done["message"]
+    assert environment.sql("SELECT * FROM job") == []
+
+
 def test_database_without_airflows_tables_is_told(
     holder: HolderProcess, fresh_database: str, tmp_path: Path
 ) -> None:
-    told = Environment(holder, fresh_database, tmp_path / "record").run()
-    assert told["raised"] == "ModalflowError"
-    assert "modalflow create" in told["message"]
+    environment = Environment(holder, fresh_database, tmp_path / "record")
+    for _ in range(2):
+        done = environment.run()
+        assert (done["outcome"], "modalflow create" in done["message"]) == ("not ready", True)
+        environment.claim()
+    assert "Airflow's tables" in done["message"]
 
 
 def test_unreachable_database_is_told(holder: HolderProcess, tmp_path: Path) -> None:

@@ -1,0 +1,147 @@
+"""What do ``create`` and ``destroy`` ask of the environment's database?
+
+Everything but the migration itself is answered by the entry process with psycopg2, so that a ``create`` with
+nothing to migrate waits neither for Airflow's import nor for the scheduler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from psycopg2.extensions import connection as Connection
+
+from airflow_provider_modal import airflow_settings
+from airflow_provider_modal.control.child import run_in_child
+from airflow_provider_modal.db import ownership, schema
+from airflow_provider_modal.db.connect import application_name, connect, host_of
+from airflow_provider_modal.db.lock import AdvisoryLock, LockHeldError
+
+if TYPE_CHECKING:
+    from airflow_provider_modal.container.zygote import Zygote
+
+LOCK_SECONDS = 20.0
+"""How long one call waits for a scheduler run to end. The caller repeats it: a run may take longer than a
+call of this function may."""
+MIGRATION_SECONDS = 840.0
+"""Below ``app.CONTROL_TIMEOUT`` with the wait before it; large tables take their time to be changed."""
+
+
+def check_database(zygote: Zygote, op: str, args: Mapping[str, Any]) -> dict[str, Any]:
+    """Tell what the database is, without changing anything.
+
+    :return: ``host``, ``server_version``, ``max_connections``, the schema's ``revision``, and
+        ``schema_current``: whether there is nothing to migrate.
+    :raises LockHeldError: another environment schedules on it.
+    :raises OwnershipError: it belongs to another environment, or to none yet.
+    :raises UnreachableError: it does not answer.
+    :raises ConfigError: it refuses us, is too old, or is behind a pooler in transaction mode.
+    """
+    return _described(op, ownership.require)
+
+
+def claim_database(zygote: Zygote, op: str, args: Mapping[str, Any]) -> dict[str, Any]:
+    """Make the database the environment's own, and tell what it is as ``check_database`` does.
+
+    :raises ModalflowError: as ``check_database``; a database that belongs to nobody is taken.
+    """
+    return _described(op, ownership.claim)
+
+
+def migrate(zygote: Zygote, op: str, args: Mapping[str, Any]) -> dict[str, Any]:
+    """Bring the schema to the installed Airflow's state, while no scheduler works.
+
+    :return: ``changed`` and ``revision``; or ``busy``, a sentence, if a scheduler run has not ended within
+        ``LOCK_SECONDS``: nothing was done, and the call is to be repeated.
+    :raises SchemaError: the database is of a newer Airflow.
+    :raises OwnershipError: it belongs to another environment, or to none yet.
+    :raises ModalflowError: another environment schedules on it, or Airflow refuses to migrate it.
+    """
+    env = airflow_settings.deployed_names().env
+
+    def ready(connection: Connection) -> None:
+        ownership.require(connection, env)
+        schema.refuse_unknown(schema.revision(connection))
+
+    lock = _lock(op)
+    busy = _acquire(lock, env, ready)
+    if busy:
+        return {"busy": busy}
+    with lock:
+        result: dict[str, Any] = run_in_child(zygote, op, args, MIGRATION_SECONDS)
+        ownership.note_migration(lock.connection, schema.fingerprint())
+    return result
+
+
+def drop_schema(zygote: Zygote, op: str, args: Mapping[str, Any]) -> dict[str, Any]:
+    """Remove Airflow's tables and give the database up.
+
+    :return: ``changed``: whether there were any; or ``busy``, as ``migrate``.
+    :raises OwnershipError: it belongs to another environment.
+    :raises LockHeldError: another environment schedules on it.
+    """
+    env = airflow_settings.deployed_names().env
+    lock = _lock(op)
+    busy = _acquire(lock, env, partial(ownership.refuse_foreign, env=env))
+    if busy:
+        return {"busy": busy}
+    with lock:
+        result: dict[str, Any] = run_in_child(zygote, op, args)
+        ownership.release(lock.connection, env)
+    return result
+
+
+def release_database(zygote: Zygote, op: str, args: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the database up, so that another environment may have it.
+
+    :return: ``changed``: whether it was the environment's own.
+    :raises OwnershipError: it belongs to another environment.
+    """
+    with _connection(op) as (connection, env):
+        return {"changed": ownership.release(connection, env)}
+
+
+def _described(op: str, owned: Callable[[Connection, str], None]) -> dict[str, Any]:
+    version = _lock(op).check()
+    with _connection(op) as (connection, env):
+        owned(connection, env)
+        with connection.cursor() as cursor:
+            cursor.execute("SHOW max_connections")
+            (max_connections,) = cursor.fetchone() or (0,)
+        revision = schema.revision(connection)
+        migrated = ownership.migrated_for(connection) == schema.fingerprint()
+    return {
+        "host": host_of(airflow_settings.database_url()),
+        "server_version": version,
+        "max_connections": int(max_connections),
+        "revision": revision,
+        "schema_current": migrated and revision == schema.installed().head,
+    }
+
+
+def _acquire(lock: AdvisoryLock, env: str, ready: Callable[[Connection], None]) -> str | None:
+    """Take the lock, or return who of the environment's own has it and does not end."""
+    try:
+        lock.acquire(wait=LOCK_SECONDS, ready=ready)
+    except LockHeldError as error:
+        if error.environment != env:
+            raise
+        return str(error)
+    return None
+
+
+@contextmanager
+def _connection(op: str) -> Iterator[tuple[Connection, str]]:
+    env = airflow_settings.deployed_names().env
+    connection = connect(airflow_settings.database_url(), application_name=application_name(env, op))
+    try:
+        yield connection, env
+    finally:
+        connection.close()
+
+
+def _lock(part: str) -> AdvisoryLock:
+    env = airflow_settings.deployed_names().env
+    return AdvisoryLock(airflow_settings.database_url(), application_name=application_name(env, part))
