@@ -14,7 +14,7 @@ try:
     from airflow.providers.standard.operators.bash import BashOperator
     from airflow.sdk import dag, get_current_context, task
 except ImportError:  # Airflow 2
-    from airflow.decorators import dag, task
+    from airflow.decorators import dag, task  # type: ignore[no-redef]
     from airflow.operators.bash import BashOperator
     from airflow.operators.python import get_current_context
 
