@@ -22,7 +22,7 @@ from airflow_provider_modal.db.lock import AdvisoryLock, LockHeldError
 if TYPE_CHECKING:
     from airflow_provider_modal.container.zygote import Zygote
 
-LOCK_SECONDS = 20.0
+LOCK_SECONDS = 5.0
 """How long one call waits for a scheduler run to end. The caller repeats it: a run may take longer than a
 call of this function may."""
 MIGRATION_SECONDS = 840.0

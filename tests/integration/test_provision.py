@@ -6,6 +6,7 @@ import base64
 import json
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,8 @@ import pytest
 from airflow_provider_modal import deployment, names, provision
 from airflow_provider_modal.config import EnvironmentConfig, ImageConfig, SchedulerConfig
 from airflow_provider_modal.control.client import ControlClient
+from airflow_provider_modal.db.connect import application_name
+from airflow_provider_modal.db.lock import AdvisoryLock
 from airflow_provider_modal.errors import ConfigError, ModalflowError, NotFoundError, UnreachableError
 from airflow_provider_modal.names import ResourceNames
 from airflow_provider_modal.volume.files import VolumeFiles
@@ -69,6 +72,14 @@ def revision(database: str) -> str:
         connection.close()
 
 
+@contextmanager
+def a_run_of(resources: ResourceNames, database: str) -> Iterator[AdvisoryLock]:
+    """A scheduler run of the environment, as far as others can tell."""
+    with AdvisoryLock(database, application_name=application_name(resources.env)) as lock:
+        lock.acquire()
+        yield lock
+
+
 @pytest.mark.slow
 def test_an_environment_from_its_beginning_to_its_end(
     local_modal: LocalModal, resources: ResourceNames, fresh_database: str
@@ -86,11 +97,17 @@ def test_an_environment_from_its_beginning_to_its_end(
     _holds_keys_of_its_own(before, str(begun.fernet_key))
 
     told: list[tuple[str, str]] = []
-    done = provision.create(
-        configured(fresh_database, airflow={"core.first": "1"}),
-        resources.env,
-        progress=lambda step, status, detail: told.append((step, status)),
-    )
+    with a_run_of(resources, fresh_database) as run:
+
+        def progress(step: str, status: str, detail: str | None) -> None:
+            told.append((step, status))
+            if status == "waiting":
+                assert "scheduler run to end, at most" in str(detail)
+                run.release()
+
+        done = provision.create(
+            configured(fresh_database, airflow={"core.first": "1"}), resources.env, progress=progress
+        )
     assert done.steps == {
         "secrets": "updated",
         "volume": "unchanged",
@@ -100,17 +117,24 @@ def test_an_environment_from_its_beginning_to_its_end(
         "schema": "updated",
         "manifest": "updated",
     }
+    assert ("schema", "waiting") in told
+    told.remove(("schema", "waiting"))
     assert told == [t for step, status in done.steps.items() for t in ((step, "started"), (step, status))]
     assert done.fernet_key is None
     assert deployment.read(VolumeFiles.open(resources)) == done.manifest
     assert revision(fresh_database)
 
     details: dict[str, str | None] = {}
-    again = provision.create(
-        configured(fresh_database + "?connect_timeout=7", airflow={"core.second": "2"}, fernet_key=own_key()),
-        resources.env,
-        progress=lambda step, status, detail: details.update({step: detail}),
+    changed = configured(
+        fresh_database + "?connect_timeout=7", airflow={"core.second": "2"}, fernet_key=own_key()
     )
+    with a_run_of(resources, fresh_database):
+        # With nothing to migrate it does not wait for the run, which does not end.
+        again = provision.create(
+            changed,
+            resources.env,
+            progress=lambda step, status, detail: details.update({step: detail}),
+        )
     assert again.steps == {**done.steps, "schema": "unchanged"}
     assert "core.first" in str(details["secrets"]), "Modal keeps what was written once"
     after = secret(local_modal, resources.secrets)
@@ -124,13 +148,20 @@ def test_an_environment_from_its_beginning_to_its_end(
 
     _raises_here_what_failed_there(resources)
 
-    gone = provision.destroy(resources.env, drop_schema=True)
+    other = ResourceNames(f"{resources.env}-b")
+    with pytest.raises(ConfigError, match=f"belongs to environment '{resources.env}'"):
+        provision.create(configured(fresh_database), other.env)
+    gone = provision.destroy(resources.env)
+    assert gone.pop("database") == "updated"
     assert set(gone.values()) == {"deleted"}
     _nothing_is_left(resources)
-    with pytest.raises(psycopg2.errors.UndefinedTable):
-        revision(fresh_database)
     with pytest.raises(NotFoundError, match="does not exist"):
         provision.destroy(resources.env)
+
+    assert revision(fresh_database)
+    assert set(provision.destroy(other.env, drop_schema=True).values()) == {"deleted"}
+    with pytest.raises(psycopg2.errors.UndefinedTable):
+        revision(fresh_database)
 
 
 def _tells_what_failed_and_what_exists(
