@@ -24,6 +24,7 @@ from airflow_provider_modal.executors.options import Options
 from airflow_provider_modal.executors.outage import Outage
 from airflow_provider_modal.executors.questions import answers
 from airflow_provider_modal.executors.submit_errors import backoff, classify
+from airflow_provider_modal.executors.threads import on_daemon_thread
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,8 @@ QUESTIONS_AT_ONCE = 16
 CANCEL_ATTEMPTS = 5
 CANCEL_GRACE = 40.0
 """Seconds that a cancelled call may take to end (the worker's own grace is 30) before its container is."""
+LET_GO = 2.0
+"""Seconds that the SDK gets to let go of calls that are no longer wanted."""
 THREAD_END = 5.0
 """Seconds that ending the loop itself may take."""
 
@@ -175,6 +178,21 @@ class Dispatcher:
         self._loop = asyncio.get_running_loop()
         started.set()
         await self._ending.wait()
+        await self._let_go()
+
+    async def _let_go(self) -> None:
+        """Cancel what is under way and wait until the SDK has let go of it.
+
+        ``asyncio.run`` would cancel each task and also those it waits for. The SDK hands a first cancellation
+        over to its own thread; at a second one it stops waiting for that, and leaves coroutines behind that
+        never ran.
+        """
+        under_way = list(self._tasks)
+        for task in under_way:
+            task.cancel()
+        if under_way:
+            await asyncio.wait(under_way, timeout=LET_GO)
+        await self._gateway.close()
 
     async def _flush(self, seconds: float) -> None:
         ends = time.monotonic() + seconds
@@ -295,8 +313,8 @@ class Dispatcher:
         attempt = 0
         while not deployed.known:
             try:
-                # The Volume's interface is a blocking one.
-                await asyncio.to_thread(deployed.read_manifest)
+                # The Volume's interface is a blocking one, and nobody is to wait for it at the end.
+                await on_daemon_thread(deployed.read_manifest, "modal-manifest")
             except Exception as error:
                 attempt += 1
                 log.log(

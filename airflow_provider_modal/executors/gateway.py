@@ -2,6 +2,8 @@
 
 All methods are coroutines for the dispatcher's loop. Whatever an unreachable Modal does inside the SDK (its
 own attempts take about a minute), a call ends after ``rpc_timeout`` seconds with ``asyncio.TimeoutError``.
+That holds for the SDK's ``.aio`` methods only: a blocking one, such as ``Client.from_env()``, holds up the
+loop and with it the deadline.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import queue
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,6 +28,8 @@ POLL_SECONDS = 20.0
 """How long one question for events waits on Modal's side."""
 POLL_EVENTS = 500
 """How many events one answer may hold."""
+CONNECT_PATIENCE = 1.0
+"""Seconds that a connection being made at the end may take."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class Gateway:
         self._rpc_timeout = rpc_timeout
         self._functions: dict[str, modal.Function] = {}
         self._handles: tuple[modal.Dict, modal.Queue] | None = None
+        self._connecting: asyncio.Task[None] | None = None
 
     async def spawn(self, function: str, message: dict[str, Any]) -> str:
         """Start a function call and return its id.
@@ -67,7 +72,7 @@ class Gateway:
         if handle is None:
             handle = self._functions[function] = modal.Function.from_name(self.resources.app, function)
         try:
-            call = await self._in_time(handle.spawn.aio(message))
+            call = await self._in_time(lambda: handle.spawn.aio(message))
         except Exception:
             # A handle keeps the id that it once looked up, which a new deployment may have replaced.
             self._functions.pop(function, None)
@@ -77,12 +82,12 @@ class Gateway:
     async def note_call(self, dispatch: str, call_id: str) -> None:
         """Note which call runs a dispatch, for a scheduler that finds only the dispatch in the database."""
         state, _ = self._objects()
-        await self._in_time(state.put.aio(names.call_key(dispatch), call_id))
+        await self._in_time(lambda: state.put.aio(names.call_key(dispatch), call_id))
 
     async def noted_call(self, dispatch: str) -> str | None:
         """Return the id that ``note_call`` left."""
         state, _ = self._objects()
-        found = await self._in_time(state.get.aio(names.call_key(dispatch), None))
+        found = await self._in_time(lambda: state.get.aio(names.call_key(dispatch), None))
         return str(found) if found else None
 
     async def result(self, dispatch: str) -> wire.Completion | None:
@@ -91,28 +96,37 @@ class Gateway:
         :raises WireError: it is of another version.
         """
         state, _ = self._objects()
-        message = await self._in_time(state.get.aio(names.result_key(dispatch), None))
+        message = await self._in_time(lambda: state.get.aio(names.result_key(dispatch), None))
         return wire.Completion.from_wire(message) if message else None
 
     async def events(self, partition: str) -> list[Any]:
-        """Wait for events of a partition and take them; an empty list when there were none for a while."""
+        """Wait for events of a partition and take them; an empty list when there were none for a while.
+
+        Cancelled, it may lose events: Modal takes them out of the Queue when it answers, also if nobody waits
+        for the answer any more. The worker leaves each end in the state Dict as well; see ``result``.
+        """
         _, events = self._objects()
-        question = events.get_many.aio(POLL_EVENTS, block=True, timeout=POLL_SECONDS, partition=partition)
         try:
-            return list(await self._in_time(question, POLL_SECONDS))
+            taken = await self._in_time(
+                lambda: events.get_many.aio(
+                    POLL_EVENTS, block=True, timeout=POLL_SECONDS, partition=partition
+                ),
+                POLL_SECONDS,
+            )
         except queue.Empty:
             return []
+        return list(taken)
 
     async def cancel(self, call_id: str, terminate: bool = False) -> None:
         """Cancel a function call; with ``terminate`` its container is ended as well."""
         import modal
 
         call = modal.FunctionCall.from_id(call_id)
-        await self._in_time(call.cancel.aio(terminate_containers=terminate))
+        await self._in_time(lambda: call.cancel.aio(terminate_containers=terminate))
 
     async def state_of(self, call_id: str) -> CallState:
         """Ask what became of a function call."""
-        return await self._in_time(_state_of(call_id))
+        return await self._in_time(lambda: _state_of(call_id))
 
     def _objects(self) -> tuple[modal.Dict, modal.Queue]:
         import modal
@@ -124,8 +138,39 @@ class Gateway:
             )
         return self._handles
 
-    async def _in_time(self, call: Awaitable[T], extra: float = 0.0) -> T:
-        return await asyncio.wait_for(call, self._rpc_timeout + extra)
+    async def close(self) -> None:
+        """Wait a moment for a connection that is being made: cut short, it would stay open and complain."""
+        if self._connecting is not None:
+            await asyncio.wait([self._connecting], timeout=CONNECT_PATIENCE)
+
+    async def _in_time(self, call: Callable[[], Awaitable[T]], extra: float = 0.0) -> T:
+        async def connected() -> T:
+            await self._connect()
+            return await call()
+
+        return await asyncio.wait_for(connected(), self._rpc_timeout + extra)
+
+    async def _connect(self) -> None:
+        """Wait until the SDK has its connection, which is made once for all callers.
+
+        Shielded from their deadlines: the SDK itself goes on connecting for a caller that is gone, so each of
+        them would leave another minute of attempts behind.
+        """
+        if self._connecting is None or _has_failed(self._connecting):
+            self._connecting = asyncio.get_running_loop().create_task(_open_client())
+            # Looked at here, since everybody may be gone by then.
+            self._connecting.add_done_callback(_has_failed)
+        await asyncio.shield(self._connecting)
+
+
+async def _open_client() -> None:
+    import modal
+
+    await modal.Client.from_env.aio()
+
+
+def _has_failed(task: asyncio.Task[None]) -> bool:
+    return task.done() and (task.cancelled() or task.exception() is not None)
 
 
 async def _state_of(call_id: str) -> CallState:

@@ -206,9 +206,10 @@ class ModalExecutor(BaseExecutor):
         """Turn the dispatcher's reports into Airflow's events, and find the dispatches gone silent."""
         if self._dispatcher is None:
             return
-        if not self._listening:
-            # Not before the first heartbeat: adoption precedes it, and an event that came before the
-            # adoption of its dispatch would be foreign.
+        if not self._listening and len(self.ledger):
+            # Only for something that can end: a scheduler that finds nothing to do never talks to Modal. And
+            # not before the first heartbeat: adoption precedes it, and an event that came before the adoption
+            # of its dispatch would be foreign.
             self._dispatcher.listen(self._partition)
             self._listening = True
         self._apply(self._dispatcher.drain())

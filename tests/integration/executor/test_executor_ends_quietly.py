@@ -1,0 +1,73 @@
+"""Does an executor end at once and without a word, whatever its talk with Modal was about?
+
+In processes of their own: the SDK's complaints come when a process, or what it held, goes away.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from local_modal.testing import LocalModal
+
+SCHEDULER = """
+import gc, json, os, sys, time
+from airflow_provider_modal.executors import ModalExecutor
+moment, way = sys.argv[1:]
+executor = ModalExecutor(parallelism=8)
+executor.job_id = 1
+executor.start()
+executor.sync()
+if moment != "idle":
+    import modal
+    executor._dispatcher.listen("job-1")
+if moment == "polling":
+    from airflow_provider_modal.names import ResourceNames
+    queue = modal.Queue.from_name(ResourceNames("stand-in").events_queue)
+    queue.put("taken by the poll", partition="job-1")
+    while queue.len(partition="job-1"):
+        time.sleep(0.01)
+began = time.monotonic()
+executor.end()
+print(json.dumps({"seconds": time.monotonic() - began, "modal": "modal" in sys.modules}), flush=True)
+gc.collect()
+if way == "like a child of the zygote":
+    os._exit(0)
+"""
+COMPLAINTS = ("never awaited", "Unclosed", "Traceback", "never retrieved", "not ended", "destroyed")
+
+
+def _ended(server: LocalModal, settings: pytest.MonkeyPatch, moment: str, way: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-c", SCHEDULER, moment, way],
+        env={**os.environ, **server.env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert not [complaint for complaint in COMPLAINTS if complaint in done.stdout], done.stdout
+    result: dict[str, Any] = next(
+        json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")
+    )
+    return result
+
+
+@pytest.mark.parametrize("way", ["like a child of the zygote", "like any process"])
+@pytest.mark.parametrize("moment", ["connecting", "polling"])
+def test_the_long_poll_ends_at_once_and_quietly(
+    modal_server: LocalModal, settings: pytest.MonkeyPatch, moment: str, way: str
+) -> None:
+    assert _ended(modal_server, settings, moment, way)["seconds"] < 2
+
+
+def test_a_scheduler_without_anything_to_do_does_not_even_load_modal(
+    modal_server: LocalModal, settings: pytest.MonkeyPatch
+) -> None:
+    assert not _ended(modal_server, settings, "idle", "like any process")["modal"]
