@@ -2,7 +2,8 @@
 
 Private names of Airflow that this rests on (3.3.2): ``SchedulerJobRunner._do_scheduling``,
 ``_process_executor_events``, ``adopt_or_reset_orphaned_tasks``, ``num_runs``, which the loop reads again
-after every iteration, ``scheduler_dag_bag`` and the names in ``TIMED_DUTIES``.
+after every iteration, ``_execute``, which ends the executors last, ``scheduler_dag_bag`` and the names in
+``TIMED_DUTIES``.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ def warm_up() -> None:
     import airflow.api_fastapi.execution_api.app
     import airflow.dag_processing.processor
     import airflow.executors.executor_loader  # noqa: F401
+    import modal  # noqa: F401 (half a second; it starts no thread before its first call)
 
     import airflow_provider_modal.bundles.volume
     import airflow_provider_modal.executors.modal_executor
@@ -119,6 +121,31 @@ class BoundedSchedulerJobRunner(SchedulerJobRunner):
             "running": self._running(),
             "stopped": self._stopped or "signal",
         }
+
+    def _execute(self) -> int | None:
+        try:
+            result: int | None = super()._execute()
+            return result
+        finally:
+            self._hear_last_words()
+
+    def _hear_last_words(self) -> None:
+        """Process what executors still learnt while they ended, which Airflow leaves in their buffers.
+
+        It is the ids of calls that were on their way to Modal: without them, who adopts these tasks has to
+        look them up.
+        """
+        for executor in self.executors:
+            events = len(executor.event_buffer)
+            if not events:
+                continue
+            try:
+                with create_session() as session:
+                    super()._process_executor_events(executor=executor, session=session)
+            except Exception:
+                log.exception("what %s learnt while it ended is lost; adoption finds it out", executor)
+                continue
+            self._events += events
 
     def adopt_or_reset_orphaned_tasks(self, **kwargs: Any) -> int:
         """Adopt as Airflow does; the first time, at the start of the loop, do the timed duties after it."""

@@ -40,6 +40,7 @@ with DAG("long", schedule=None):
     def lasts(): pass
     lasts()
 """
+TOLD_LATE = LONG.replace("lasts", "lasts_told_late")
 SCHEDULED = """
 from datetime import datetime
 from airflow.sdk import DAG, task
@@ -114,6 +115,16 @@ def test_a_long_task_keeps_no_run_alive_and_is_adopted_by_the_next(airflow_child
     assert (second["queued"], second["running"]) == (0, 1)
     assert airflow_children.sql("SELECT queued_by_job_id, external_executor_id FROM task_instance") == [
         (second["job_id"], "call-of-lasts")
+    ]
+
+
+def test_what_the_executor_learns_while_it_ends_is_not_lost(airflow_children: AirflowChildren) -> None:
+    airflow_children.parse({"long.py": TOLD_LATE})
+    trigger_run(airflow_children, "long", "r1")
+    done = airflow_children.schedule()
+    assert (done["stopped"], done["running"], done["events"]) == ("idle", 1, 1)
+    assert airflow_children.sql("SELECT external_executor_id FROM task_instance") == [
+        ("call-of-lasts_told_late",)
     ]
 
 

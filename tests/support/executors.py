@@ -1,7 +1,8 @@
 """An executor for tests of scheduling: it records what it is given and plays the worker itself.
 
 It writes the state that a worker's supervisor would write and reports the end; tasks named ``fails_once``
-fail at their first try, tasks named ``lasts...`` stay running.
+fail at their first try, tasks named ``lasts...`` stay running, and the id of the call of ``lasts_told_late`` is
+known only when the executor ends.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class RecordingExecutor(BaseExecutor):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._started: list[Any] = []
+        self._late: dict[Any, Any] = {}
 
     def _process_workloads(self, workloads: Sequence[Any]) -> None:
         for workload in workloads:
@@ -39,7 +41,8 @@ class RecordingExecutor(BaseExecutor):
                 name = f"{ti.dag_id}/{ti.run_id}/{ti.task_id}/{ti.map_index}/{ti.try_number}"
                 record.write(json.dumps(name) + "\n")
             _write(ti.id, TaskInstanceState.RUNNING)
-            self.event_buffer[ti.key] = (TaskInstanceState.QUEUED, f"call-of-{ti.task_id}")
+            told = (TaskInstanceState.QUEUED, f"call-of-{ti.task_id}")
+            (self._late if ti.task_id == "lasts_told_late" else self.event_buffer)[ti.key] = told
             if not ti.task_id.startswith("lasts"):
                 self._started.append(ti)
 
@@ -76,6 +79,7 @@ class RecordingExecutor(BaseExecutor):
 
     def end(self) -> None:
         """End; tasks go on elsewhere."""
+        self.event_buffer.update(self._late)
 
 
 def _write(ti_id: Any, state: TaskInstanceState) -> None:
