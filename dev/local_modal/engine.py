@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from typing import TYPE_CHECKING, Any
 
 from modal_proto import api_pb2 as api
@@ -142,17 +142,20 @@ class Engine:
 
     # -- calls
 
-    def submit(self, call: Call, index: int, payload: api.FunctionInput) -> Input:
-        """Queue one new input of `call`.
+    def submit(self, call: Call, inputs: Iterable[tuple[int, api.FunctionInput]]) -> list[Input]:
+        """Queue new inputs of `call`, given with their indexes.
 
         Raises:
             RpcError: the function is gone.
         """
         key = self.server.functions.ensure_pool(call.function_id)
-        item = self.ledger.add(call, index, payload)
-        self.scheduler.submit(key, item.input_id, self.server.clock.time())
+        now = self.server.clock.time()
+        with self.server.store.transaction():
+            added = [self.ledger.add(call, index, payload) for index, payload in inputs]
+        for item in added:
+            self.scheduler.submit(key, item.input_id, now)
         self.kick()
-        return item
+        return added
 
     def cancel(self, call: Call, terminate_containers: bool, reason: str = "Cancelled by user") -> None:
         """End what is queued; ask (or with `terminate_containers` force) what runs to end."""

@@ -1,7 +1,7 @@
 """grpclib's server with one write per turn of the event loop.
 
-grpclib writes the headers, the message and the trailers of an answer one by one. Each write is a system call here
-and a wake-up of the client there: together they take longer than serving the call.
+grpclib writes the headers, the message and the trailers of an answer one by one. Each write is a system call
+here and a wake-up of the client there: together they take longer than serving the call.
 """
 
 from __future__ import annotations

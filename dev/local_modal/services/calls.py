@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 
 from google.protobuf.empty_pb2 import Empty
 from grpclib.const import Status
@@ -20,16 +20,18 @@ class CallService(Service):
     """FunctionMap, FunctionPutInputs, FunctionGetOutputs, FunctionCall*, FunctionGetCallGraph."""
 
     async def FunctionMap(self, request: api.FunctionMapRequest) -> api.FunctionMapResponse:
-        call = self.server.engine.ledger.open(
-            request.function_id,
-            request.function_call_type,
-            request.function_call_invocation_type,
-            request.parent_input_id,
-        )
+        with self.server.store.transaction():
+            call = self.server.engine.ledger.open(
+                request.function_id,
+                request.function_call_type,
+                request.function_call_invocation_type,
+                request.parent_input_id,
+            )
+            added = self._add(call, request.pipelined_inputs)
         definition = self.server.functions.resolve(request.function_id).definition
         return api.FunctionMapResponse(
             function_call_id=call.call_id,
-            pipelined_inputs=self._add(call, request.pipelined_inputs),
+            pipelined_inputs=added,
             retry_policy=definition.retry_policy,
             function_call_jwt=call.call_id,
             sync_client_retries_enabled=False,  # the server retries, for every kind of call
@@ -41,17 +43,13 @@ class CallService(Service):
         return api.FunctionPutInputsResponse(inputs=self._add(call, request.inputs))
 
     def _add(
-        self, call: Call, inputs: list[api.FunctionPutInputsItem]
+        self, call: Call, inputs: Iterable[api.FunctionPutInputsItem]
     ) -> list[api.FunctionPutInputsResponseItem]:
-        added = []
-        for given in inputs:
-            item = self.server.engine.submit(call, given.idx, given.input)
-            added.append(
-                api.FunctionPutInputsResponseItem(
-                    idx=given.idx, input_id=item.input_id, input_jwt=item.input_id
-                )
-            )
-        return added
+        added = self.server.engine.submit(call, ((given.idx, given.input) for given in inputs))
+        return [
+            api.FunctionPutInputsResponseItem(idx=item.index, input_id=item.input_id, input_jwt=item.input_id)
+            for item in added
+        ]
 
     async def FunctionFinishInputs(self, request: api.FunctionFinishInputsRequest) -> Empty:
         call = self.server.engine.ledger.get(request.function_call_id)

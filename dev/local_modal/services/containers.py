@@ -29,8 +29,9 @@ class ContainerService(Service):
         task_id = container_caller()
         # What was printed before the result belongs to the input, which is about to end.
         self.server.workers.drain_output(task_id)
-        for output in request.outputs:
-            self.server.engine.put_output(task_id, output)
+        with self.server.store.transaction():
+            for output in request.outputs:
+                self.server.engine.put_output(task_id, output)
         return Empty()
 
     async def TaskResult(self, request: api.TaskResultRequest) -> Empty:

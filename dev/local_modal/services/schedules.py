@@ -55,7 +55,7 @@ class ScheduleService(Service):
         call = self.server.engine.ledger.open(
             function_id, api.FUNCTION_CALL_TYPE_UNARY, api.FUNCTION_CALL_INVOCATION_TYPE_ASYNC
         )
-        self.server.engine.submit(call, 0, api.FunctionInput(data_format=api.DATA_FORMAT_PICKLE))
+        self.server.engine.submit(call, [(0, api.FunctionInput(data_format=api.DATA_FORMAT_PICKLE))])
         return call.call_id
 
     def _set(self, function_id: str, moment: float | None, *, persist: bool = True) -> None:
