@@ -93,7 +93,8 @@ def destroy(resources: ResourceNames, as_json: bool, yes: bool, keep_volume: boo
     """Remove an environment from Modal.
 
     Stops the App, so that running tasks end, and deletes Secrets, state and Volume. The database keeps
-    Airflow's tables unless --drop-schema is given. What is gone already is passed over.
+    Airflow's tables unless --drop-schema is given, and is free for another environment. What is gone
+    already is passed over.
 
     \b
     Example:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
-from airflow_provider_modal import airflow_settings
+from airflow_provider_modal import airflow_settings, wakeup
 from airflow_provider_modal.config import EnvironmentConfig
 from airflow_provider_modal.container.zygote import Child, Outcome, Zygote
 from airflow_provider_modal.control import operations, provisioning
 from airflow_provider_modal.db.connect import application_name
 from airflow_provider_modal.db.lock import AdvisoryLock
+from airflow_provider_modal.names import ResourceNames
+from local_modal.testing import LocalModal
 from tests.support.airflow_children import ENV, AirflowChildren, trigger_run
+from tests.support.modal_env import using
+from tests.support.scheduler_app import scheduler_app
 
 DAG = """
 from airflow.sdk import DAG, Param, task
@@ -200,6 +205,32 @@ def test_trigger_is_idempotent_and_checks_what_it_is_given(children: AirflowChil
         outcome = child(**refused)
         assert (outcome.error_kind, outcome.result) == (kind, None)
         assert outcome.error and sentence in outcome.error
+
+
+def test_trigger_that_succeeds_wakes_the_scheduler(
+    children: AirflowChildren, local_modal: LocalModal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = f"trigger-{secrets.token_hex(4)}"
+    monkeypatch.setenv(airflow_settings.ENV_NAME, env)
+    children.parse({"a.py": DAG.format(dag_id="first")}, per_file=10)
+    with using(local_modal), scheduler_app(env) as app:
+        _refusal(children, "dags.trigger", dag_id="fist", run_id="r1")
+        assert app.wish is None
+        assert _ask(children, "dags.trigger", dag_id="first", run_id="r1")["created"]
+        assert app.wish == app.started() == "dags.trigger"
+        assert not wakeup.request_run(ResourceNames(env), "while that wish waits to be taken")
+        assert wakeup.request_run(ResourceNames(env), "the schedule", force=True)
+        assert app.started() == "the schedule"
+
+
+def test_trigger_is_done_although_nobody_can_be_woken(
+    children: AirflowChildren, local_modal: LocalModal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(airflow_settings.ENV_NAME, f"trigger-{secrets.token_hex(4)}")
+    children.parse({"a.py": DAG.format(dag_id="first")}, per_file=10)
+    with using(local_modal):
+        assert _ask(children, "dags.trigger", dag_id="first", run_id="r1")["created"]
+    assert children.sql("SELECT run_id FROM dag_run") == [("r1",)]
 
 
 def test_trigger_of_a_dag_whose_file_is_broken_says_so(children: AirflowChildren) -> None:

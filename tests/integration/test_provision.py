@@ -261,6 +261,19 @@ def test_an_interrupted_destruction_is_completed(resources: ResourceNames) -> No
     }
 
 
+def test_an_environment_whose_database_is_gone_can_be_destroyed(resources: ResourceNames) -> None:
+    with pytest.raises(UnreachableError):
+        provision.create(configured("postgresql://airflow:hunter2@127.0.0.1:1/airflow"), resources.env)
+    told: dict[str, str | None] = {}
+
+    done = provision.destroy(resources.env, progress=lambda step, status, detail: told.update({step: detail}))
+
+    assert done.pop("database") == "kept"
+    assert "127.0.0.1:1" in str(told["database"]) and "hunter2" not in str(told["database"])
+    assert "DROP TABLE modalflow_environment" in str(told["database"])
+    assert set(done.values()) == {"deleted"}
+
+
 def test_the_volume_can_be_kept(resources: ResourceNames) -> None:
     modal.Volume.from_name(resources.volume, version=2, create_if_missing=True).hydrate()
     files = VolumeFiles.open(resources)

@@ -22,6 +22,8 @@ from airflow_provider_modal.version_compat import airflow_version
 from local_modal.testing import LocalModal
 from tests.support.airflow_children import RECORD
 from tests.support.holder_driver import HolderProcess
+from tests.support.modal_env import using
+from tests.support.scheduler_app import scheduler_app
 
 SCHEDULED = """
 from datetime import datetime
@@ -117,6 +119,15 @@ def test_only_changed_files_are_parsed_by_the_next_run(environment: Environment)
     environment.ask("upload", files={"b.py": files["b.py"] + "# changed"}, removed=["c.py"])
     assert environment.run()["parse"]["files"] == 1
     assert sorted(environment.sql("SELECT dag_id FROM dag WHERE NOT is_stale")) == [("a",), ("b",)]
+
+
+def test_run_whose_time_is_up_asks_for_another_one(environment: Environment, local_modal: LocalModal) -> None:
+    with using(local_modal), scheduler_app(environment.name) as app:
+        environment.ask("wish")
+        done = environment.ask("run", max_run_seconds=0.01)
+        assert (done["outcome"], done["schedule"]["stopped"]) == ("done", "budget")
+        assert app.started() == "hand-over"
+        assert app.wish == "hand-over", "the wish of this run was taken, that of the next one is there"
 
 
 def test_lost_lock_ends_the_working_child_first(environment: Environment) -> None:

@@ -19,15 +19,19 @@ from airflow_provider_modal.container.zygote import Child, Zygote
 from airflow_provider_modal.names import ResourceNames
 
 ROOT = Path(__file__).parents[2]
+MAX_RUN_SECONDS = 60.0
+
+
+def _config(max_run_seconds: float) -> EnvironmentConfig:
+    scheduler = SchedulerConfig(parse_timeout_seconds=20, max_run_seconds=max_run_seconds)
+    return EnvironmentConfig(connection_string="", scheduler=scheduler)
 
 
 class HolderProcess:
     """The test's side: one program with its zygote, for any number of environments and databases."""
 
     def __init__(self, environ: Mapping[str, str], root: Path) -> None:
-        config = EnvironmentConfig(
-            connection_string="", scheduler=SchedulerConfig(parse_timeout_seconds=20, max_run_seconds=60)
-        )
+        config = _config(MAX_RUN_SECONDS)
         own = {name: value for name, value in environ.items() if not name.startswith("AIRFLOW")}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.support.holder_driver"],
@@ -110,6 +114,8 @@ def _answer(zygote: Zygote, request: dict[str, Any]) -> Any:
         return state.put("wake", {"reason": "the test", "at": 0}, skip_if_exists=True)
     if request["op"] == "take":
         return wakeup.take_wish(state)
+    config = _config(request.get("max_run_seconds", MAX_RUN_SECONDS))
+    os.environ[airflow_settings.SETTINGS] = json.dumps(config.to_settings())
     os.environ[airflow_settings.ENV_NAME] = request["env"]
     os.environ[airflow_settings.CONNECTION] = request["url"].replace("postgresql:", "postgresql+psycopg2:", 1)
     try:

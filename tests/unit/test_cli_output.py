@@ -17,6 +17,17 @@ def test_ended_steps_are_told_and_quick_beginnings_are_not(capsys: pytest.Captur
     assert err.splitlines() == ["✓ volume created: airflow-vol-dev (0.0 s)", "✗ app failed (0.0 s)"]
 
 
+def test_what_a_step_waits_for_is_told_before_its_end(capsys: pytest.CaptureFixture[str]) -> None:
+    with Steps() as steps:
+        steps("schema", "started")
+        steps("schema", "waiting", "for a scheduler run to end")
+        steps("schema", "updated", "revision 1")
+    assert capsys.readouterr().err.splitlines() == [
+        "schema: waiting for a scheduler run to end",
+        "✓ schema updated: revision 1 (0.0 s)",
+    ]
+
+
 def test_what_takes_longer_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
