@@ -90,6 +90,10 @@ def _parser() -> argparse.ArgumentParser:
         "--stop-grace", type=float, default=Options.stop_grace, metavar="SECONDS",
         help="between SIGINT to a container that must end and SIGKILL (default: %(default)s)",
     )  # fmt: skip
+    serve.add_argument(
+        "--cancel-limit", type=float, default=Options.cancel_limit, metavar="SECONDS",
+        help="how long user code may ignore a cancel before its container is ended (default: %(default)s)",
+    )  # fmt: skip
     serve.add_argument("--json", action="store_true", help="log in JSON lines")
     serve.add_argument("--verbose", action="store_true", help="log more")
     serve.set_defaults(command=_serve)
@@ -147,6 +151,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         max_containers=arguments.max_containers,
         python=arguments.python,
         image_pythons=tuple(pairs),
+        cancel_limit=arguments.cancel_limit,
         stop_grace=arguments.stop_grace,
     )
     asyncio.run(_run(options))

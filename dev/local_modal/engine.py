@@ -43,7 +43,7 @@ class Engine:
 
     def __init__(self, server: Server) -> None:
         self.server = server
-        self.scheduler = Scheduler(server.options.max_containers)
+        self.scheduler = Scheduler(server.options.max_containers, server.options.cancel_limit)
         self.ledger = Ledger(server)
         self.tasks: dict[str, Task] = {}
         self._kicked = asyncio.Event()
@@ -112,6 +112,8 @@ class Engine:
             self._startup_timed_out(self.tasks[task_id])
         for task_id, input_id in plan.input_timeouts:
             self._input_timed_out(self.tasks[task_id], input_id)
+        for task_id in plan.ignored_cancels:
+            self._stop_container(task_id, "user code ignored a cancel")
         for task_id in plan.wake:
             self.tasks[task_id].inputs_wake.set()
         if plan.starved and not self._starved_reported:
@@ -173,6 +175,7 @@ class Engine:
                     self._stop_container(task_id, "a call was cancelled with terminate_containers=True")
                     self.server.workers.kill(task_id)
                 else:
+                    self.scheduler.cancel(task_id, item.input_id, self.server.clock.time())
                     self.tasks[task_id].cancelling.setdefault(item.input_id, 0.0)
                     self.tasks[task_id].heartbeat_wake.set()
             if terminate_containers:

@@ -20,6 +20,8 @@ RESTART_DELAY_MAX = 10.0
 """Seconds before an input whose container died runs again: doubling from the first to the maximum."""
 START_FAILURES_TOLERATED = 2
 """Containers that fail to import the user's code before everything waiting for them fails with that error."""
+CANCEL_LIMIT = 60.0
+"""Seconds that user code may go on with a cancelled input before its container is ended."""
 
 
 class PoolKey(NamedTuple):
@@ -61,6 +63,8 @@ class Slot:
     idle_since: float | None = None
     running: dict[str, float] = field(default_factory=dict)
     """Input ids with the time of their hand-out."""
+    cancelled: dict[str, float] = field(default_factory=dict)
+    """Running inputs that are to be cancelled, with the time when that was first asked."""
     retiring: bool = False
     """Gets no more inputs; told to exit when it next asks."""
     taken: int = 0
@@ -122,6 +126,8 @@ class Plan:
     """Containers that didn't get ready in time."""
     input_timeouts: list[tuple[str, str]] = field(default_factory=list)
     """(task id, input id) whose attempt took too long."""
+    ignored_cancels: list[str] = field(default_factory=list)
+    """Containers that have gone on with a cancelled input for too long; each is told once."""
     wake: list[str] = field(default_factory=list)
     """Containers whose pending request for inputs has an answer now."""
     wake_at: float = math.inf
@@ -141,8 +147,9 @@ def restart_delay(losses: int) -> float:
 class Scheduler:
     """The pools of all functions under one cap on the number of containers."""
 
-    def __init__(self, max_containers: int) -> None:
+    def __init__(self, max_containers: int, cancel_limit: float = CANCEL_LIMIT) -> None:
         self.max_containers = max_containers
+        self.cancel_limit = cancel_limit
         self.pools: dict[PoolKey, Pool] = {}
         self.slots: dict[str, Slot] = {}
 
@@ -208,10 +215,17 @@ class Scheduler:
         slot.running[input_id] = now
         slot.idle_since = None
 
+    def cancel(self, task_id: str, input_id: str, now: float) -> None:
+        """Record that this container has been asked to cancel an input that it runs."""
+        self.slots[task_id].cancelled.setdefault(input_id, now)
+
     def finished(self, task_id: str, input_id: str, now: float) -> None:
         """An attempt ended in this container."""
         slot = self.slots.get(task_id)
-        if slot is not None and slot.running.pop(input_id, None) is not None and not slot.running:
+        if slot is None:
+            return
+        slot.cancelled.pop(input_id, None)
+        if slot.running.pop(input_id, None) is not None and not slot.running:
             slot.idle_since = now
 
     def retire(self, task_ids: Iterable[str]) -> None:
@@ -274,6 +288,13 @@ class Scheduler:
                 deadline = handed_out + settings.timeout
                 if now >= deadline:
                     plan.input_timeouts.append((slot.task_id, input_id))
+                else:
+                    plan.at(deadline)
+            if slot.cancelled:
+                deadline = min(slot.cancelled.values()) + self.cancel_limit
+                if now >= deadline:
+                    plan.ignored_cancels.append(slot.task_id)
+                    slot.cancelled.clear()
                 else:
                     plan.at(deadline)
 

@@ -15,6 +15,7 @@ from local_modal.desk import Desk
 from local_modal.engine import Engine
 from local_modal.grpc_server import GrpcServer
 from local_modal.rpc import Dispatcher, Service
+from local_modal.scheduler import CANCEL_LIMIT
 from local_modal.services.apps import AppService
 from local_modal.services.blobs import BlobService
 from local_modal.services.calls import CallService
@@ -53,6 +54,8 @@ class Options:
     """(glob on an image's FROM line, interpreter) pairs; the first match stands in for the image."""
     cancel_grace: float = 2.0
     """Seconds between the cancel event for an input that timed out and SIGINT to its container."""
+    cancel_limit: float = CANCEL_LIMIT
+    """Seconds that user code may ignore a cancel; its container then ends as after a timeout."""
     stop_grace: float = 10.0
     """Seconds between SIGINT to a container and SIGKILL."""
 

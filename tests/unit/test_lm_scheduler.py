@@ -245,3 +245,19 @@ def test_a_redelivered_input_occupies_both_containers() -> None:
     world.scheduler.redeliver("ta-2", "a", world.now)
     assert world.scheduler.gone("ta-2", world.now) == ["a"]
     assert "a" in world.scheduler.slots["ta-1"].running
+
+
+def test_a_cancel_that_user_code_ignores_ends_its_container() -> None:
+    world = World(timeout=1000.0)
+    world.submit("a", "b")
+    world.step()
+    world.now = 10.0
+    world.scheduler.cancel("ta-1", "a", world.now)
+    world.scheduler.cancel("ta-2", "b", world.now)
+    assert world.scheduler.plan(world.now).wake_at == 70.0
+    world.scheduler.cancel("ta-1", "a", 60.0)  # asking again gives it no more time
+    world.scheduler.finished("ta-2", "b", 69.0)
+    assert world.scheduler.plan(69.9).ignored_cancels == []
+    assert world.scheduler.plan(70.0).ignored_cancels == ["ta-1"]
+    # The steps that end it have begun; they aren't begun again at every plan.
+    assert world.scheduler.plan(71.0).ignored_cancels == []
