@@ -48,6 +48,8 @@ def claim(connection: Connection, env: str) -> None:
     :raises OwnershipError: it belongs to another environment.
     :raises ConfigError: the database's user may not create tables.
     """
+    if owner(connection) == env:
+        return
     with connection.cursor() as cursor:
         try:
             cursor.execute(_CLAIM, {"env": env})
