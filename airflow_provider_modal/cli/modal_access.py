@@ -89,8 +89,8 @@ def probe(timeout: float = PROBE_SECONDS) -> None:
         except BaseException as error:
             outcome.append(error)
 
-    # The SDK's connection loop ignores cancellation for its whole minute; an abandoned daemon thread doesn't
-    # keep the process.
+    # A blocking call of the SDK tries to connect for a whole minute; an abandoned daemon thread doesn't keep
+    # the process.
     thread = threading.Thread(target=hello, name="modal-probe", daemon=True)
     thread.start()
     thread.join(timeout)
