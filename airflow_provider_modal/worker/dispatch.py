@@ -203,6 +203,11 @@ class _Run:
                 on_stop=lambda stop: self.log.note(
                     "warning", f"{self._stopped(stop)}; the task gets SIGTERM"
                 ),
+                on_kill=lambda grace: self.log.note(
+                    "error",
+                    f"the task did not end within {grace:g} s after SIGTERM and is killed; an operator with "
+                    "an on_kill method can end earlier",
+                ),
             )
         if ending.stopped is not None:
             return "failed", self._stopped(ending.stopped)

@@ -1,8 +1,9 @@
 """How long may a supervised task run, and how is it stopped?
 
 Gently at first: SIGTERM to the supervisor, which passes it to the task, so that the operator's ``on_kill``
-runs and the log is complete; then, after a grace period, everything is killed. Modal's own timeout is longer
-than the limit by a minute: it would take the container away without a word.
+runs and the log is complete; then, after a grace period, everything is killed. In Airflow 3 SIGTERM does no
+more than that: a plain Python function, which has no ``on_kill``, always runs on until it is killed. Modal's
+own timeout is longer than the limit by a minute: it would take the container away without a word.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ def await_end(
     *,
     grace: float = GRACE,
     on_stop: Callable[[Stop], None] = lambda _stop: None,
+    on_kill: Callable[[float], None] = lambda _grace: None,
 ) -> Ending:
     """Wait for a child's end; stop it when it takes too long or is cancelled.
 
@@ -63,6 +65,7 @@ def await_end(
     :param cancelled: looked at several times a second.
     :param grace: seconds between SIGTERM and SIGKILL.
     :param on_stop: called before SIGTERM is sent; for a line in the task's log.
+    :param on_kill: called with ``grace`` before SIGKILL is sent, if it must be; for another line.
     """
     ends = time.monotonic() + timeout
     stop: Stop
@@ -83,6 +86,7 @@ def await_end(
     if outcome is not None:
         return Ending(outcome, stop)
     log.warning("pid %d did not end within %g s after SIGTERM and is killed", child.pid, grace)
+    on_kill(grace)
     child.kill()
     outcome = child.wait(grace)
     return Ending(outcome or Outcome(error="it could not be killed"), stop, killed=True)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from airflow_provider_modal.errors import NotFoundError
@@ -105,6 +106,7 @@ def orphan(path: str) -> int:
     return middle
 
 
-def ignore_sigterm() -> None:
+def ignore_sigterm(ready: str) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    Path(ready).touch()
     time.sleep(60)

@@ -14,6 +14,7 @@ import pytest
 
 from airflow_provider_modal.container.zygote import Zygote
 from airflow_provider_modal.worker import limits, memory
+from local_modal.testing import wait_until
 
 TARGETS = str(Path(__file__).parent.parent)
 
@@ -44,10 +45,18 @@ def test_child_is_told_to_stop(zygote: Zygote, timeout: float, requested: bool, 
     assert told == [why]
 
 
-def test_child_that_ignores_sigterm_is_killed(zygote: Zygote) -> None:
-    child = zygote.spawn("zygote_targets:ignore_sigterm", {})
-    ending = limits.await_end(child, 0.5, limits.Cancellation(), grace=0.2)
-    assert (ending.stopped, ending.killed, ending.outcome.signal) == ("timeout", True, signal.SIGKILL)
+@pytest.mark.parametrize(("timeout", "requested", "why"), [(0.1, False, "timeout"), (60, True, "cancelled")])
+def test_child_that_does_not_stop_is_killed(
+    zygote: Zygote, tmp_path: Path, timeout: float, requested: bool, why: str
+) -> None:
+    told: list[object] = []
+    ready = tmp_path / "ready"
+    child = zygote.spawn("zygote_targets:ignore_sigterm", {"ready": str(ready)})
+    wait_until(ready.exists, 10, "it ignores SIGTERM")
+    cancelled = limits.Cancellation(requested)
+    ending = limits.await_end(child, timeout, cancelled, grace=0.2, on_stop=told.append, on_kill=told.append)
+    assert (ending.stopped, ending.killed, ending.outcome.signal) == (why, True, signal.SIGKILL)
+    assert told == [why, 0.2]
 
 
 def test_cancellation_is_noted_not_raised() -> None:
