@@ -1,8 +1,8 @@
 """An executor for tests of scheduling: it records what it is given and plays the worker itself.
 
 It writes the state that a worker's supervisor would write and reports the end; tasks named ``fails_once``
-fail at their first try, tasks named ``lasts...`` stay running, and the id of the call of ``lasts_told_late`` is
-known only when the executor ends.
+fail at their first try, tasks named ``lasts...`` stay running, and the id of the call of ``lasts_told_late``
+is known only when the executor ends.
 """
 
 from __future__ import annotations

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
+from contextlib import closing
 from typing import Any
 
 import pytest
 
+from local_modal.clients import client_environ
 from local_modal.testing import LocalModal
 
 SCHEDULER = """
@@ -23,7 +27,9 @@ executor = ModalExecutor(parallelism=8)
 executor.job_id = 1
 executor.start()
 executor.sync()
-if moment != "idle":
+if moment == "learning":
+    time.sleep(1)
+elif moment != "idle":
     import modal
     executor._dispatcher.listen("job-1")
 if moment == "polling":
@@ -42,21 +48,23 @@ if way == "like a child of the zygote":
 COMPLAINTS = ("never awaited", "Unclosed", "Traceback", "never retrieved", "not ended", "destroyed")
 
 
-def _ended(server: LocalModal, settings: pytest.MonkeyPatch, moment: str, way: str) -> dict[str, Any]:
+def _ended(environ: dict[str, str], moment: str, way: str) -> dict[str, Any]:
+    started = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", SCHEDULER, moment, way],
-        env={**os.environ, **server.env},
+        env={**os.environ, **environ},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         timeout=60,
         check=True,
     )
+    seconds = time.monotonic() - started
     assert not [complaint for complaint in COMPLAINTS if complaint in done.stdout], done.stdout
     result: dict[str, Any] = next(
         json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")
     )
-    return result
+    return {**result, "in all": seconds}
 
 
 @pytest.mark.parametrize("way", ["like a child of the zygote", "like any process"])
@@ -64,10 +72,20 @@ def _ended(server: LocalModal, settings: pytest.MonkeyPatch, moment: str, way: s
 def test_the_long_poll_ends_at_once_and_quietly(
     modal_server: LocalModal, settings: pytest.MonkeyPatch, moment: str, way: str
 ) -> None:
-    assert _ended(modal_server, settings, moment, way)["seconds"] < 2
+    assert _ended(modal_server.env, moment, way)["seconds"] < 2
 
 
 def test_a_scheduler_without_anything_to_do_does_not_even_load_modal(
     modal_server: LocalModal, settings: pytest.MonkeyPatch
 ) -> None:
-    assert not _ended(modal_server, settings, "idle", "like any process")["modal"]
+    assert not _ended(modal_server.env, "idle", "like any process")["modal"]
+
+
+@pytest.mark.parametrize("way", ["like a child of the zygote", "like any process"])
+def test_a_manifest_that_cannot_be_read_is_not_waited_for(settings: pytest.MonkeyPatch, way: str) -> None:
+    settings.delenv("MODALFLOW_SETTINGS")
+    with closing(socket.create_server(("127.0.0.1", 0))) as nobody:
+        environ = client_environ(f"http://127.0.0.1:{nobody.getsockname()[1]}")
+    ended = _ended(environ, "learning", way)
+    assert ended["seconds"] < 2
+    assert ended["in all"] < 25, "the Volume's own deadline is 30 s"
