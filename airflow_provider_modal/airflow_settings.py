@@ -156,6 +156,11 @@ def _defaults(config: EnvironmentConfig, role: str) -> dict[str, str]:
         "database.sql_alchemy_pool_size": "2",
         "scheduler.task_instance_heartbeat_timeout": f"{config.executor.zombie_after_seconds:.0f}",
         "scheduler.scheduler_zombie_task_threshold": f"{config.executor.zombie_after_seconds:.0f}",
+        # A call may wait in Modal's own queue for as long as its profile's containers are busy; Airflow would
+        # take the task back after ten minutes and fail it the third time. The executor asks Modal about
+        # dispatches of which nothing is heard. The option is also the life of a workload's token, which a
+        # worker with an execution API of its own does not use.
+        "scheduler.task_queued_timeout": "86400",
         "scheduler.scheduler_health_check_threshold": healthy_for,
         # A bounded run must look at every active run before it may end.
         "scheduler.max_dagruns_per_loop_to_schedule": "500",

@@ -86,6 +86,18 @@ def test_keys_that_create_makes_are_refused_in_the_configuration() -> None:
             )
 
 
+def test_a_task_may_wait_a_day_in_modals_queue_unless_the_user_says_otherwise(
+    configured: EnvironmentConfig,
+) -> None:
+    option = "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT"
+    environ = container(configured)
+    airflow_settings.apply(environ)
+    assert float(environ[option]) == 24 * 3600
+    environ = {**container(configured), option: "900"}
+    airflow_settings.apply(environ)
+    assert environ[option] == "900"
+
+
 def test_options_of_the_user_win_over_defaults(configured: EnvironmentConfig) -> None:
     environ = container(configured)
     airflow_settings.apply(environ)
