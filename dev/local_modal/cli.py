@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from local_modal.access import read_token
 from local_modal.clients import SERVER_FILE, client_environ
 from local_modal.isolation import NO_NAMESPACES
 from local_modal.server import Options, Server
@@ -32,13 +33,16 @@ Start a server and stay in the foreground; stop it with Ctrl-C. When it is ready
 
   {{"server_url": ..., "http_url": ..., "pid": ..., "mode": "isolated" or "shared", "state_dir": ...}}
 
+Only clients with the server's token are served: the command `env` prints it, the file "token" in the state
+directory has it.
+
 "isolated": containers have a host name, pids, /tmp, a home directory and a file tree of their own (Linux
 namespaces; root isn't needed). "shared": where namespaces are forbidden, or {NO_NAMESPACES}=1 is set, they
 have directories of their own by environment variables only.
 """
 FAULT = """\
 Make a running server's containers fail, to see how an application takes it. The same over HTTP, with JSON in
-and out, at the server's http_url:
+and out, at the server's http_url, with the header "Authorization: Bearer $MODAL_TOKEN_SECRET":
 
   GET  /control/tasks      live containers with their function, pid and running inputs
   POST /control/kill       {"task_id"} or {"function_name", "app_name"}, and {"signal"}: SIGKILL unless given
@@ -172,7 +176,7 @@ async def _run(options: Options) -> None:
         raise _Refused(f"Could not start on {options.host}:{options.port}: {error}") from None
     ready = {
         "server_url": server.url,
-        "http_url": server.http.url,
+        "http_url": server.http.address,
         "pid": os.getpid(),
         "mode": server.workers.isolation.mode,
         "state_dir": str(server.state_dir),
@@ -222,7 +226,8 @@ def _running(state_dir: Path) -> dict[str, Any]:
 
 
 def _env(arguments: argparse.Namespace) -> int:
-    for name, value in client_environ(_running(arguments.state_dir)["server_url"]).items():
+    url = _running(arguments.state_dir)["server_url"]
+    for name, value in client_environ(url, read_token(arguments.state_dir)).items():
         print(f"export {name}={shlex.quote(value)}")
     return 0
 
@@ -232,7 +237,11 @@ def _fault(arguments: argparse.Namespace) -> int:
     names = ("task_id", "function_name", "app_name", "signal", "input_id", "environment")
     body = {name: value for name in names if (value := getattr(arguments, name, None))}
     data = None if arguments.fault == "tasks" else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    headers = {
+        "Content-Type": "application/json",
+        "Authorization": f"Bearer {read_token(arguments.state_dir)}",
+    }
+    request = urllib.request.Request(url, data, headers)
     try:
         with contextlib.closing(
             urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request)

@@ -6,14 +6,14 @@ SERVER_FILE = "server.json"
 """In the state directory while a server runs: the same fields as its line of JSON."""
 
 
-def client_environ(server_url: str) -> dict[str, str]:
+def client_environ(server_url: str, token: str) -> dict[str, str]:
     """Environment variables with which the `modal` package, its command line included, uses a local server
-    and nothing else.
+    and nothing else; `token` is the server's (`local_modal.access.read_token`).
     """
     return {
         "MODAL_SERVER_URL": server_url,
         "MODAL_TOKEN_ID": "ak-local",
-        "MODAL_TOKEN_SECRET": "as-local",
+        "MODAL_TOKEN_SECRET": token,
         # A profile in the user's ~/.modal.toml must not interfere, nor a proxy for the internet.
         "MODAL_CONFIG_PATH": "/nonexistent",
         "MODAL_DISABLE_API_PROXY": "1",

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from local_modal.isolation import Interpreter
+from local_modal.rpc import CONTAINER_SECRET_HEADER, TASK_ID_HEADER
 
 PASSED_ON = ("LANG", "LC_ALL", "LC_CTYPE", "TZ", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 """All that a container gets from the server's environment."""
@@ -30,6 +31,7 @@ def container_environ(
     *,
     server_url: str,
     task_id: str,
+    container_secret: str,
     image_id: str,
     environment: str,
     interpreter: Interpreter,
@@ -53,7 +55,10 @@ def container_environ(
             "MODAL_CONTAINER_ARGUMENTS_PATH": places.arguments,
             "MODAL_SERVER_URL": server_url,
             "MODAL_IS_REMOTE": "1",
-            "MODAL_OVERRIDE_HEADERS": f"x-local-task-id:{task_id}",
+            # The SDK adds them to every request; nothing else in it would tell one container from another.
+            "MODAL_OVERRIDE_HEADERS": (
+                f"{TASK_ID_HEADER}:{task_id},{CONTAINER_SECRET_HEADER}:{container_secret}"
+            ),
             "MODAL_TASK_ID": task_id,
             "MODAL_IMAGE_ID": image_id,
             "MODAL_ENVIRONMENT": environment,

@@ -26,13 +26,18 @@ from modal_proto.api_grpc import ModalClientBase
 if TYPE_CHECKING:
     import grpclib.server
 
+    from local_modal.access import Access
     from local_modal.server import Server
 
 log = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=Message)
 
-TASK_ID_HEADER = "x-local-task-id"
+TASK_ID_HEADER, CONTAINER_SECRET_HEADER = "x-local-task-id", "x-local-container-secret"
+WRONG_TOKEN = (
+    "This local Modal server has another token. It is the MODAL_TOKEN_SECRET that "
+    "`python -m local_modal env --state-dir DIR` prints."
+)
 
 # Executing one of these twice would change the outcome; all others may simply be executed again. QueueGet is
 # missing on purpose: it must end when its client is gone, or it would take an item for nobody. Its service
@@ -151,8 +156,9 @@ class Dispatcher:
     object.
     """
 
-    def __init__(self, services: Iterable[Service]) -> None:
+    def __init__(self, services: Iterable[Service], access: Access) -> None:
         self._services = list(services)
+        self._access = access
         self._answers = _AnswerCache(REPLAY_KEPT)
         self._reported: set[str] = set()
 
@@ -183,10 +189,10 @@ class Dispatcher:
 
     def _unary(self, name: str, method: Callable[[Any], Awaitable[Any]]) -> Callable[..., Awaitable[None]]:
         async def serve(stream: grpclib.server.Stream[Any, Any]) -> None:
-            who = _identify(stream)
-            _caller.set(who)
             request = await stream.recv_message()
             with _Errors(name):
+                who = self._identify(stream)
+                _caller.set(who)
                 if name in REPLAYED and who.idempotency_key:
                     reply = await self._answers.run((name, who.idempotency_key), lambda: method(request))
                 else:
@@ -199,9 +205,9 @@ class Dispatcher:
         self, name: str, method: Callable[[Any], AsyncIterator[Any]]
     ) -> Callable[..., Awaitable[None]]:
         async def serve(stream: grpclib.server.Stream[Any, Any]) -> None:
-            _caller.set(_identify(stream))
             request = await stream.recv_message()
             with _Errors(name):
+                _caller.set(self._identify(stream))
                 async for reply in method(request):
                     await stream.send_message(reply)
 
@@ -215,6 +221,27 @@ class Dispatcher:
             raise GRPCError(Status.UNIMPLEMENTED, f"{name} is not implemented by the local Modal server")
 
         return serve
+
+    def _identify(self, stream: grpclib.server.Stream[Any, Any]) -> Caller:
+        metadata: Mapping[str, str | bytes] = stream.metadata or {}
+
+        def text(key: str) -> str:
+            value = metadata.get(key, "")
+            return value.decode() if isinstance(value, bytes) else value
+
+        task_id = text(TASK_ID_HEADER)
+        if task_id:
+            if not self._access.is_container(task_id, text(CONTAINER_SECRET_HEADER)):
+                raise RpcError(Status.UNAUTHENTICATED, f"This is not the container {task_id}.")
+        elif not self._access.is_token(text("x-modal-token-secret")):
+            raise RpcError(Status.UNAUTHENTICATED, WRONG_TOKEN)
+        return Caller(
+            task_id=task_id or None,
+            idempotency_key=text("x-idempotency-key") or None,
+            retry_attempt=int(text("x-retry-attempt") or 0),
+            client_type=int(text("x-modal-client-type") or 0),
+            client_version=text("x-modal-client-version"),
+        )
 
 
 _CLIENT_GONE = (GRPCError, ProtocolError, StreamTerminatedError, ConnectionError)
@@ -247,22 +274,6 @@ def build(message_type: type[M], **fields: Any) -> M:
     """
     known = message_type.DESCRIPTOR.fields_by_name
     return message_type(**{name: value for name, value in fields.items() if name in known})
-
-
-def _identify(stream: grpclib.server.Stream[Any, Any]) -> Caller:
-    metadata: Mapping[str, str | bytes] = stream.metadata or {}
-
-    def text(key: str) -> str:
-        value = metadata.get(key, "")
-        return value.decode() if isinstance(value, bytes) else value
-
-    return Caller(
-        task_id=text(TASK_ID_HEADER) or None,
-        idempotency_key=text("x-idempotency-key") or None,
-        retry_attempt=int(text("x-retry-attempt") or 0),
-        client_type=int(text("x-modal-client-type") or 0),
-        client_version=text("x-modal-client-version"),
-    )
 
 
 class _AnyMethod:

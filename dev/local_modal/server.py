@@ -10,6 +10,7 @@ from pathlib import Path
 
 from grpclib.config import Configuration
 
+from local_modal.access import Access
 from local_modal.clock import Clock, SystemClock
 from local_modal.desk import Desk
 from local_modal.engine import Engine
@@ -68,7 +69,8 @@ class Server:
         self.state_dir = options.state_dir.resolve()
         self.clock: Clock = clock or SystemClock()
         self.store = Store(self.state_dir)
-        self.http = HttpSide(options.host)
+        self.access = Access(self.state_dir)
+        self.http = HttpSide(options.host, self.access)
         self.workers = Workers(self)
         self.engine = Engine(self)
         self.desk = Desk(self)
@@ -130,7 +132,7 @@ class Server:
             await service.start()
         await self.http.start()
         self._grpc = GrpcServer(
-            [Dispatcher(self.services.values())],
+            [Dispatcher(self.services.values(), self.access)],
             config=Configuration(
                 http2_connection_window_size=WINDOW_BYTES, http2_stream_window_size=WINDOW_BYTES
             ),

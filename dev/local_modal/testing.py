@@ -24,6 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
+from local_modal.access import read_token
 from local_modal.clients import client_environ
 
 READY_SECONDS = 30.0
@@ -80,7 +81,12 @@ class LocalModal:
         server.
         """
         own = {name: value for name, value in os.environ.items() if not name.startswith("MODAL_")}
-        return own | client_environ(self.server_url)
+        return own | client_environ(self.server_url, self.token)
+
+    @property
+    def token(self) -> str:
+        """The MODAL_TOKEN_SECRET of its clients; known once it has been started."""
+        return read_token(self.state_dir)
 
     @property
     def pid(self) -> int:
@@ -170,9 +176,8 @@ class LocalModal:
             ControlError: it refused.
         """
         data = None if path == "tasks" else json.dumps(fields).encode()
-        request = urllib.request.Request(
-            f"{self.http_url}/control/{path}", data, {"Content-Type": "application/json"}
-        )
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.token}"}
+        request = urllib.request.Request(f"{self.http_url}/control/{path}", data, headers)
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
             with opener.open(request, timeout=30) as reply:

@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
+from local_modal.access import Access
+
 MAX_BODY_BYTES = 4 * 2**30
 
 HttpHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -14,22 +16,44 @@ HttpHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class HttpSide:
     """Routes that services add before the start, served on one port."""
 
-    def __init__(self, host: str) -> None:
+    def __init__(self, host: str, access: Access) -> None:
         self._host = host
+        self._access = access
         self._app = web.Application(client_max_size=MAX_BODY_BYTES)
         self._runner: web.AppRunner | None = None
         self._port = 0
 
     @property
-    def url(self) -> str:
+    def address(self) -> str:
         """`http://host:port`, valid once the server has started."""
         if not self._port:
             raise RuntimeError("the HTTP side has no address before the server has started")
         return f"http://{self._host}:{self._port}"
 
+    @property
+    def url(self) -> str:
+        """Below it are the routes of `add_route`; not to be guessed, so only for those who may use them."""
+        return f"{self.address}/{self._access.url_key}"
+
     def add_route(self, method: str, path: str, handler: HttpHandler) -> None:
-        """Serve `path` (aiohttp's pattern syntax, such as `/blob/{blob_id}`); only before the start."""
-        self._app.router.add_route(method, path, handler)
+        """Serve `path` (aiohttp's pattern syntax, such as `/blob/{blob_id}`) below `url`; only before the
+        start.
+        """
+        self._app.router.add_route(method, f"/{self._access.url_key}{path}", handler)
+
+    def add_guarded_route(self, method: str, path: str, handler: HttpHandler) -> None:
+        """Serve `path` below `address` for those who show the token: `Authorization: Bearer <token>`."""
+
+        async def guarded(request: web.Request) -> web.StreamResponse:
+            kind, _, given = request.headers.get("Authorization", "").partition(" ")
+            if kind != "Bearer" or not self._access.is_token(given):
+                return web.json_response(
+                    {"error": "the header 'Authorization: Bearer <MODAL_TOKEN_SECRET>' is missing or wrong"},
+                    status=401,
+                )
+            return await handler(request)
+
+        self._app.router.add_route(method, path, guarded)
 
     async def start(self, port: int = 0) -> None:
         """Listen on `port`, 0 = a free one."""

@@ -175,6 +175,7 @@ class Workers:
         environ = container_environ(
             server_url=self.server.url,
             task_id=task.task_id,
+            container_secret=self.server.access.container_secret(task.task_id),
             image_id=definition.image_id,
             environment=resolved.app.environment,
             interpreter=interpreter,

@@ -162,7 +162,7 @@ def test_a_modal_that_accepts_and_never_answers_is_told_within_the_deadline() ->
         started = time.monotonic()
         done = subprocess.run(
             [sys.executable, "-c", code],
-            env=client_environ(f"http://127.0.0.1:{silent.getsockname()[1]}"),
+            env=client_environ(f"http://127.0.0.1:{silent.getsockname()[1]}", "as-unused"),
             capture_output=True,
             text=True,
             timeout=30,

@@ -18,6 +18,6 @@ def using(server: LocalModal) -> Iterator[None]:
     The SDK keeps its client for the life of the process, so this is for the session's server only.
     """
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in client_environ(server.server_url).items():
+        for name, value in client_environ(server.server_url, server.token).items():
             patch.setenv(name, value)
         yield

@@ -13,15 +13,15 @@ from local_modal.rpc import RpcError, Service
 
 class ControlService(Service):
     """GET /control/tasks, POST /control/kill, /control/redeliver and /control/fire; JSON in and out, errors
-    as {"error": sentence}.
+    as {"error": sentence}. Only with the server's token.
     """
 
     async def start(self) -> None:
         http = self.server.http
-        http.add_route("GET", "/control/tasks", self._tasks)
-        http.add_route("POST", "/control/kill", self._kill)
-        http.add_route("POST", "/control/redeliver", self._redeliver)
-        http.add_route("POST", "/control/fire", self._fire)
+        http.add_guarded_route("GET", "/control/tasks", self._tasks)
+        http.add_guarded_route("POST", "/control/kill", self._kill)
+        http.add_guarded_route("POST", "/control/redeliver", self._redeliver)
+        http.add_guarded_route("POST", "/control/fire", self._fire)
 
     async def _tasks(self, request: web.Request) -> web.Response:
         return web.json_response(

@@ -19,7 +19,7 @@ def connected(server: LocalModal) -> Iterator[modal.Client]:
         patched.setenv("MODAL_SERVER_URL", server.server_url)
         patched.setenv("MODAL_CONFIG_PATH", "/nonexistent")
         patched.setenv("MODAL_DISABLE_API_PROXY", "1")
-        client = modal.Client.from_credentials("ak-test", "as-test")
+        client = modal.Client.from_credentials("ak-test", server.token)
     try:
         yield client
     finally:

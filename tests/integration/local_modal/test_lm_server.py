@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
 import socket
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from grpclib.client import Channel
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError
+from modal_proto import api_pb2 as api
+from modal_proto.api_grpc import ModalClientStub
 
 from local_modal.testing import ControlError, LocalModal, wait_until
 from tests.integration.local_modal.conftest import client, deploy, modal
@@ -73,9 +80,16 @@ def test_a_relative_state_dir_works(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert client(server, "result = f('square').remote(3)") == 9
 
 
+async def create_blob(server: LocalModal, metadata: dict[str, str]) -> api.BlobCreateResponse:
+    host, _, port = server.server_url.removeprefix("http://").partition(":")
+    async with Channel(host, int(port)) as channel:
+        return await ModalClientStub(channel).BlobCreate(api.BlobCreateRequest(), metadata=metadata)
+
+
 def test_an_empty_blob_can_be_uploaded(isolated_server: LocalModal) -> None:
     """A reader of the body in chunks would never see the end of an empty one."""
-    url = f"{isolated_server.http_url}/blob/bl-empty"
+    token = {"x-modal-token-secret": isolated_server.token}
+    [url] = asyncio.run(create_blob(isolated_server, token)).upload_urls.items
     with urllib.request.urlopen(urllib.request.Request(url, b"", method="PUT"), timeout=10) as reply:
         assert reply.headers["ETag"] == hashlib.md5(b"").hexdigest()
     with urllib.request.urlopen(url, timeout=10) as reply:
@@ -158,6 +172,56 @@ def test_the_server_listens_on_loopback_only(isolated_server: LocalModal) -> Non
     hosts = {line.split()[1].split(":")[0] for line in Path("/proc/net/tcp").read_text().splitlines()[1:]
              if line.split()[1].endswith(f":{port:04X}")}  # fmt: skip
     assert hosts and "00000000" not in hosts
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {},
+        {"x-modal-token-secret": "as-another"},
+        {"x-local-task-id": "ta-made-up"},
+        {"x-local-task-id": "ta-made-up", "x-local-container-secret": "made up too"},
+    ],
+)
+def test_strangers_are_turned_away(isolated_server: LocalModal, metadata: dict[str, str]) -> None:
+    with pytest.raises(GRPCError) as refused:
+        asyncio.run(create_blob(isolated_server, metadata))
+    assert refused.value.status is Status.UNAUTHENTICATED
+
+
+def test_a_container_is_only_believed_with_its_own_secret(isolated_server: LocalModal) -> None:
+    """What user code sees of its own container doesn't make it another one."""
+    headers = client(isolated_server, "result = f('describe').remote()['environ']['MODAL_OVERRIDE_HEADERS']")
+    own = dict(header.split(":") for header in headers.split(","))
+    assert asyncio.run(create_blob(isolated_server, own)).blob_ids
+    with pytest.raises(GRPCError, match="not the container"):
+        asyncio.run(create_blob(isolated_server, own | {"x-local-task-id": "ta-another"}))
+
+
+def test_another_token_is_told_where_the_right_one_is(isolated_server: LocalModal) -> None:
+    code = (
+        "try:\n    modal.Client.from_credentials('ak-x', 'as-another').hello()\n"
+        "except modal.exception.AuthError as error:\n    result = str(error)"
+    )
+    assert "python -m local_modal env" in client(isolated_server, code)
+
+
+def test_the_token_is_for_its_owner_only_and_stays(fresh_local_modal: LocalModal) -> None:
+    server, token = fresh_local_modal, fresh_local_modal.token
+    assert (server.state_dir / "token").stat().st_mode & 0o777 == 0o600
+    command_line = Path(f"/proc/{server.pid}/cmdline").read_text()
+    assert token not in command_line + server.log + (server.state_dir / "server.json").read_text()
+    server.restart()
+    assert server.token == token and server.control("tasks") == {"tasks": []}
+
+
+@pytest.mark.parametrize("authorization", ["", "Bearer as-another", "Basic x"])
+def test_the_control_api_wants_the_token(isolated_server: LocalModal, authorization: str) -> None:
+    request = urllib.request.Request(
+        f"{isolated_server.http_url}/control/tasks", headers={"Authorization": authorization}
+    )
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(request, timeout=10)
 
 
 def test_a_client_may_greet_the_server(local_modal: LocalModal) -> None:
