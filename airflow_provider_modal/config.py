@@ -3,8 +3,9 @@
 ``load`` turns the file into a validated :class:`EnvironmentConfig` or raises a :class:`ConfigError` that
 names the key, what was found and what is allowed. ``${VAR}`` in a value reads the caller's environment.
 
-Secret values (the database URL, ``airflow`` options) stay in this object and the environment's Secret;
-``to_settings`` is the part without them, which travels in the open to the functions.
+Secret values (the database URL, ``airflow`` options) stay in this object and the environment's Secret.
+``to_settings`` is what travels in the open, to the functions and onto the Volume: it has neither those nor
+what only the image's build needs, because ``image.pip`` and ``image.env`` may hold tokens.
 """
 
 from __future__ import annotations
@@ -118,17 +119,17 @@ class EnvironmentConfig:
         return self.workers[profile].timeout or self.executor.task_timeout
 
     def to_settings(self) -> dict[str, Any]:
-        """Return everything that is not secret, JSON-able; inverse of :meth:`from_settings`."""
+        """Return what a deployed function needs to know and anybody may read; JSON-able."""
         return {
             "scheduler": asdict(self.scheduler),
             "executor": asdict(self.executor),
             "workers": {name: asdict(profile) for name, profile in self.workers.items()},
-            "image": {**asdict(self.image), "env": dict(self.image.env)},
+            "image": {"base": self.image.base, "secrets": list(self.image.secrets)},
         }
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> EnvironmentConfig:
-        """Rebuild what a deployed function needs to know; the secret parts are empty."""
+        """Rebuild a configuration from :meth:`to_settings`; what that leaves out is empty."""
         return cls(
             connection_string="",
             scheduler=SchedulerConfig(**settings["scheduler"]),

@@ -180,8 +180,19 @@ def test_secrets_stay_out_of_settings_and_repr() -> None:
     assert PASSWORD not in json.dumps(parsed.to_settings())
 
 
+def test_tokens_for_the_images_build_stay_out_of_settings() -> None:
+    image = {
+        "pip": ["--extra-index-url", "https://u:${TOKEN}@example.com/simple"],
+        "env": {"PIP_INDEX_URL": "https://${TOKEN}@example.com"},
+    }
+    parsed = parse(with_database(image=image), {"TOKEN": PASSWORD})
+    assert PASSWORD in parsed.image.pip[1] and PASSWORD in parsed.image.env["PIP_INDEX_URL"]
+    assert PASSWORD not in json.dumps(parsed.to_settings())
+
+
 def test_settings_are_read_back() -> None:
-    parsed = parse(with_database(workers={"gpu": {"gpu": "T4", "secrets": ["a"]}}, image={"pip": ["x"]}))
+    image = {"base": "airflow:1", "secrets": ["b"]}
+    parsed = parse(with_database(workers={"gpu": {"gpu": "T4", "secrets": ["a"]}}, image=image))
     again = EnvironmentConfig.from_settings(json.loads(json.dumps(parsed.to_settings())))
     assert (again.scheduler, again.executor, again.workers, again.image) == (
         parsed.scheduler,
