@@ -71,7 +71,7 @@ def _run(options: argparse.Namespace, stack: ExitStack) -> int:
 
     commands = Commands(environ)
     commands.run("create", "--env", ENV, "--config", str(config))
-    commands.run("dags", "create", "--env", ENV, "--file", str(DAG_FILE))
+    commands.upload(DAG_FILE)
     _wait_for_dag(commands)
     ready = time.monotonic()
 
@@ -113,15 +113,21 @@ class Commands:
         self.environ = environ
         self.modalflow = str(Path(sys.executable).with_name("modalflow"))
 
-    def run(self, *arguments: str) -> None:
-        """Run a command for its output, which goes to stderr.
+    def run(self, *arguments: str, accepted: Sequence[int] = (0,)) -> int:
+        """Run a command for its output, which goes to stderr, and return its exit code.
 
-        :raises QuickstartError: it failed.
+        :raises QuickstartError: the exit code is not one of ``accepted``.
         """
         notes.print(f"[bold]$ modalflow {' '.join(arguments)}[/]", soft_wrap=True)
         done = subprocess.run([self.modalflow, *arguments], env=self.environ, stdout=sys.stderr, check=False)
-        if done.returncode != 0:
+        if done.returncode not in accepted:
             raise QuickstartError(f"'modalflow {arguments[0]}' ended with exit code {done.returncode}")
+        return done.returncode
+
+    def upload(self, path: Path) -> None:
+        """Upload a DAG file; an older checkout may have uploaded another version of it."""
+        if self.run("dags", "create", "--env", ENV, "--file", str(path), accepted=(0, 2)) == 2:
+            self.run("dags", "update", "--env", ENV, "--file", str(path))
 
     def json(self, *arguments: str) -> Any:
         """Run a command with ``--json`` and return what it printed."""
@@ -136,10 +142,8 @@ class Commands:
 
     def follow(self, run_id: str) -> dict[str, Any]:
         """Trigger the DAG, follow the run to its end and return it as ``runs show`` tells it."""
-        arguments = ["dags", "trigger", DAG_ID, "--env", ENV, "--run-id", run_id, "--wait"]
-        notes.print(f"[bold]$ modalflow {' '.join(arguments)}[/]", soft_wrap=True)
-        # Its exit code is the run's; so is the state below.
-        subprocess.run([self.modalflow, *arguments], env=self.environ, stdout=sys.stderr, check=False)
+        # Exit code 1 is a run that failed, which its state below says as well.
+        self.run("dags", "trigger", DAG_ID, "--env", ENV, "--run-id", run_id, "--wait", accepted=(0, 1))
         run: dict[str, Any] = self.json("runs", "show", DAG_ID, run_id, "--env", ENV, "--json")
         return run
 
