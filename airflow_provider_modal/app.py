@@ -11,16 +11,12 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_modal import airflow_settings, names
-from airflow_provider_modal.config import EnvironmentConfig, WorkerProfile
+from airflow_provider_modal.config import CALL_MARGIN_SECONDS, EnvironmentConfig, WorkerProfile
 from airflow_provider_modal.errors import ConfigError
 
 if TYPE_CHECKING:
     import modal
 
-KILL_GRACE_SECONDS = 60
-"""Between a task's own time limit, which the worker enforces, and Modal's, which only ends the container."""
-KILL_MARGIN_SECONDS = 30
-MODAL_MAX_TIMEOUT = 24 * 3600
 STARTUP_TIMEOUT = 600
 """Seconds for pulling the image and starting; separate from the time that an input may take."""
 TICK_TIMEOUT = 60
@@ -126,6 +122,8 @@ def base_secrets(
 
 
 def task_function_timeout(config: EnvironmentConfig, profile: str) -> int:
-    """Return Modal's limit for a task's call, in seconds: later than the worker's own, which ends it well."""
-    limit = config.task_timeout(profile) + KILL_GRACE_SECONDS
-    return min(math.ceil(limit) + KILL_MARGIN_SECONDS, MODAL_MAX_TIMEOUT)
+    """Return Modal's limit for a task's call, in seconds: later than the worker's own, which ends it well.
+
+    Modal counts from the input's delivery, so the warm-up of a new container is part of it.
+    """
+    return math.ceil(config.task_timeout(profile)) + CALL_MARGIN_SECONDS

@@ -23,8 +23,15 @@ import yaml
 from airflow_provider_modal import names
 from airflow_provider_modal.errors import ConfigError
 
-MAX_TASK_SECONDS = 24 * 3600 - 60
-"""Modal ends a function call after 24 hours; the worker needs 60 s of it to stop a task itself."""
+MODAL_MAX_TIMEOUT = 24 * 3600
+"""Modal's limit for one function call, in seconds (https://modal.com/docs/guide/timeouts)."""
+CALL_MARGIN_SECONDS = 360
+"""What a task's call may take on top of the task: before it, the container's Airflow process warms up
+(``zygote.READY_TIMEOUT``), the dispatch is claimed and the DAG code fetched; after it, a task that ignores its
+time limit is stopped (``worker.limits.GRACE``, twice), its log shipped and its end reported. Modal's own
+limit, which ends the container without a word, must come later than all of this."""
+MAX_TASK_SECONDS = MODAL_MAX_TIMEOUT - CALL_MARGIN_SECONDS
+"""The longest time limit that a task may have."""
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
@@ -356,7 +363,8 @@ class _Reader:
     def at_most(self, where: str, value: float, most: float) -> None:
         if value > most:
             raise ConfigError(
-                f"{self.source}: {where} is {value:g} seconds; Modal ends a call after 24 hours, so at most "
+                f"{self.source}: {where} is {value:g} seconds; Modal ends a call after 24 hours, of which the "
+                f"container's start and the task's orderly end may need {CALL_MARGIN_SECONDS}, so at most "
                 f"{most:g} are possible"
             )
 

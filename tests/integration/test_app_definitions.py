@@ -17,13 +17,17 @@ from modal_proto.api_grpc import ModalClientStub
 
 from airflow_provider_modal import app, image, names
 from airflow_provider_modal.config import (
+    CALL_MARGIN_SECONDS,
+    MAX_TASK_SECONDS,
     EnvironmentConfig,
     ExecutorConfig,
     ImageConfig,
     SchedulerConfig,
     WorkerProfile,
 )
+from airflow_provider_modal.container.zygote import READY_TIMEOUT
 from airflow_provider_modal.errors import ConfigError
+from airflow_provider_modal.worker import limits, patience
 from local_modal.testing import LocalModal
 from tests.support.modal_env import using
 
@@ -35,7 +39,7 @@ CONFIG = EnvironmentConfig(
     workers={
         "default": WorkerProfile(cpu=2, memory=4096, max_containers=7),
         "gpu": WorkerProfile(
-            gpu="A10G", timeout=86340, min_containers=0, scaledown_window=300, secrets=("hf",)
+            gpu="A10G", timeout=MAX_TASK_SECONDS, min_containers=0, scaledown_window=300, secrets=("hf",)
         ),
     },
     image=ImageConfig(env={"FROM_IMAGE": "a b"}, secrets=("shared",)),
@@ -133,8 +137,15 @@ def test_profiles_have_their_resources(functions: dict[str, api_pb2.FunctionData
 def test_modals_limit_comes_after_the_workers_and_within_a_day(
     functions: dict[str, api_pb2.FunctionData],
 ) -> None:
-    assert functions["execute_task"].timeout_secs == 1800 + 60 + 30
+    assert functions["execute_task"].timeout_secs == 1800 + CALL_MARGIN_SECONDS
     assert functions["execute_task_gpu"].timeout_secs == 24 * 3600
+
+
+def test_a_calls_margin_covers_its_slowest_start_and_its_slowest_end() -> None:
+    # A task that ignores SIGTERM is waited for once more after SIGKILL.
+    stop = 2 * limits.GRACE
+    calls_to_modal = ("claim", "reload", "claim started", "result", "event", "wake-up")
+    assert CALL_MARGIN_SECONDS > READY_TIMEOUT + stop + len(calls_to_modal) * patience.DEADLINE
 
 
 def test_modal_never_retries_and_gives_one_input_at_a_time(

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from airflow_provider_modal import __version__, deployment
-from airflow_provider_modal.config import EnvironmentConfig, ImageConfig, WorkerProfile
+from airflow_provider_modal.config import CALL_MARGIN_SECONDS, EnvironmentConfig, ImageConfig, WorkerProfile
 from airflow_provider_modal.wire import WIRE_VERSION
 
 CONFIG = EnvironmentConfig(
@@ -28,7 +28,7 @@ def test_it_says_what_runs_there() -> None:
 
     assert (manifest.package, manifest.wire, manifest.volume_path) == (__version__, WIRE_VERSION, "/vol")
     assert manifest.profiles["gpu"] == deployment.DeployedProfile(
-        function="execute_task_gpu", secrets=("registry", "hf", "airflow-secrets-prod"), timeout=7290
+        function="execute_task_gpu", secrets=("registry", "hf", "airflow-secrets-prod"), timeout=7200 + CALL_MARGIN_SECONDS
     )
     assert (
         EnvironmentConfig.from_settings(json.loads(manifest.to_json())["settings"]).workers == CONFIG.workers
