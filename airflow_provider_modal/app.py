@@ -103,7 +103,8 @@ def build_app(config: EnvironmentConfig, env: str, *, image: modal.Image | None 
             secrets=base_secrets(config, resources, profile),
             volumes=volumes,
             cpu=profile.cpu,
-            memory=profile.memory,
+            # A single number would be a request only: the container could grow until its host is full.
+            memory=(profile.memory, profile.memory),
             gpu=profile.gpu,
             min_containers=profile.min_containers or None,
             max_containers=profile.max_containers,

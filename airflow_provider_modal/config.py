@@ -83,7 +83,7 @@ class ExecutorConfig:
 class WorkerProfile:
     """``workers.{name}``: resources of one pool of task containers; a task chooses it by its ``queue``.
 
-    ``cpu`` in cores, ``memory`` in MiB, ``timeout`` and ``scaledown_window`` in seconds.
+    ``cpu`` in cores, ``memory`` in MiB (reserved, and the limit), ``timeout`` and ``scaledown_window`` in seconds.
     """
 
     cpu: float = 1

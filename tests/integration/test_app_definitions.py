@@ -129,6 +129,7 @@ def test_profiles_have_their_resources(functions: dict[str, api_pb2.FunctionData
     default, gpu = functions["execute_task"], functions["execute_task_gpu"]
 
     assert (ranked(default).resources.milli_cpu, ranked(default).resources.memory_mb) == (2000, 4096)
+    assert ranked(default).resources.memory_mb_max == 4096, "what a profile's memory is told to be: a limit"
     assert default.autoscaler_settings.max_containers == 7
     assert ranked(gpu).resources.gpu_config.gpu_type == "A10G"
     assert gpu.autoscaler_settings.scaledown_window == 300
