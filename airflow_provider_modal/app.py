@@ -1,18 +1,24 @@
 """Which functions does an environment consist of, and with what resources?
 
-``build_app`` describes them for deployment; what they do is in ``container.entry``. Imports modal, never
-Airflow.
+``build_app`` describes them for Modal, ``describe`` for the deployment manifest; what they do is in
+``container.entry``. Imports modal, never Airflow.
 """
 
 from __future__ import annotations
 
+import json
 import math
+import platform
 from collections.abc import Callable, Collection
+from datetime import datetime, timezone
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_modal import airflow_settings, names
+from airflow_provider_modal import __version__, airflow_settings, deployment, names
 from airflow_provider_modal.config import CALL_MARGIN_SECONDS, EnvironmentConfig, WorkerProfile
 from airflow_provider_modal.errors import ConfigError
+from airflow_provider_modal.version_compat import airflow_version
+from airflow_provider_modal.wire import WIRE_VERSION
 
 if TYPE_CHECKING:
     import modal
@@ -112,6 +118,32 @@ def build_app(config: EnvironmentConfig, env: str, *, image: modal.Image | None 
             timeout=task_function_timeout(config, name),
         )
     return app
+
+
+def describe(config: EnvironmentConfig, env: str) -> deployment.Manifest:
+    """Return the manifest of an App that was built and deployed here, now."""
+    resources = names.ResourceNames(env)
+    return deployment.Manifest(
+        env=env,
+        package=__version__,
+        airflow=airflow_version(),
+        python=platform.python_version(),
+        modal=version("modal"),
+        wire=WIRE_VERSION,
+        volume_path=airflow_settings.DEFAULT_VOLUME_PATH,
+        profiles={
+            name: deployment.DeployedProfile(
+                function=names.task_function(name),
+                secrets=tuple(base_secrets(config, resources, profile)),
+                timeout=task_function_timeout(config, name),
+            )
+            for name, profile in config.workers.items()
+        },
+        # As it will be read back: lists where the configuration has tuples.
+        settings=json.loads(json.dumps(config.to_settings())),
+        airflow_options=tuple(sorted(config.airflow)),
+        deployed_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
 
 
 def base_secrets(

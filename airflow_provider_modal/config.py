@@ -26,10 +26,10 @@ from airflow_provider_modal.errors import ConfigError
 MODAL_MAX_TIMEOUT = 24 * 3600
 """Modal's limit for one function call, in seconds (https://modal.com/docs/guide/timeouts)."""
 CALL_MARGIN_SECONDS = 360
-"""What a task's call may take on top of the task: before it, the container's Airflow process warms up
-(``zygote.READY_TIMEOUT``), the dispatch is claimed and the DAG code fetched; after it, a task that ignores its
-time limit is stopped (``worker.limits.GRACE``, twice), its log shipped and its end reported. Modal's own
-limit, which ends the container without a word, must come later than all of this."""
+"""What a task's call may take on top of the task, in seconds. Before it, the container's Airflow process
+warms up (``zygote.READY_TIMEOUT``), the dispatch is claimed and the DAG code fetched. After it, a task that
+ignores its time limit is stopped (``worker.limits.GRACE``, twice), its log shipped and its end reported.
+Modal's own limit, which ends the container without a word, must come later than all of this."""
 MAX_TASK_SECONDS = MODAL_MAX_TIMEOUT - CALL_MARGIN_SECONDS
 """The longest time limit that a task may have."""
 
@@ -83,7 +83,8 @@ class ExecutorConfig:
 class WorkerProfile:
     """``workers.{name}``: resources of one pool of task containers; a task chooses it by its ``queue``.
 
-    ``cpu`` in cores, ``memory`` in MiB (reserved, and the limit), ``timeout`` and ``scaledown_window`` in seconds.
+    ``cpu`` in cores, ``memory`` in MiB (reserved, and the limit), ``timeout`` and ``scaledown_window`` in
+    seconds.
     """
 
     cpu: float = 1
@@ -363,9 +364,9 @@ class _Reader:
     def at_most(self, where: str, value: float, most: float) -> None:
         if value > most:
             raise ConfigError(
-                f"{self.source}: {where} is {value:g} seconds; Modal ends a call after 24 hours, of which the "
-                f"container's start and the task's orderly end may need {CALL_MARGIN_SECONDS}, so at most "
-                f"{most:g} are possible"
+                f"{self.source}: {where} is {value:g} seconds; Modal ends a call after 24 hours, of which "
+                f"the container's start and the task's orderly end may need {CALL_MARGIN_SECONDS} s, so at "
+                f"most {most:g} are possible"
             )
 
 

@@ -7,21 +7,14 @@ line compare themselves with it. It holds no secret values.
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from datetime import datetime, timezone
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_modal import __version__, airflow_settings, names
-from airflow_provider_modal.app import base_secrets, task_function_timeout
+from airflow_provider_modal import names
 from airflow_provider_modal.errors import ModalflowError, NotFoundError
-from airflow_provider_modal.version_compat import airflow_version
-from airflow_provider_modal.wire import WIRE_VERSION
 
 if TYPE_CHECKING:
-    from airflow_provider_modal.config import EnvironmentConfig
     from airflow_provider_modal.volume.files import VolumeFiles
 
 FORMAT = 1
@@ -85,32 +78,6 @@ class Manifest:
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"incomplete deployment manifest ({type(error).__name__}: {error})") from None
         return cls(**{**values, "profiles": profiles, "airflow_options": tuple(values["airflow_options"])})
-
-
-def describe(config: EnvironmentConfig, env: str) -> Manifest:
-    """Return the manifest of a deployment made from here, now."""
-    resources = names.ResourceNames(env)
-    return Manifest(
-        env=env,
-        package=__version__,
-        airflow=airflow_version(),
-        python=platform.python_version(),
-        modal=version("modal"),
-        wire=WIRE_VERSION,
-        volume_path=airflow_settings.DEFAULT_VOLUME_PATH,
-        profiles={
-            name: DeployedProfile(
-                function=names.task_function(name),
-                secrets=tuple(base_secrets(config, resources, profile)),
-                timeout=task_function_timeout(config, name),
-            )
-            for name, profile in config.workers.items()
-        },
-        # As it will be read back: lists where the configuration has tuples.
-        settings=json.loads(json.dumps(config.to_settings())),
-        airflow_options=tuple(sorted(config.airflow)),
-        deployed_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    )
 
 
 def write(files: VolumeFiles, manifest: Manifest) -> None:

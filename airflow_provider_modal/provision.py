@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_modal import airflow_settings, database_steps, deployment, names
-from airflow_provider_modal.app import CONTROL_TIMEOUT, build_app
+from airflow_provider_modal.app import CONTROL_TIMEOUT, build_app, describe
 from airflow_provider_modal.control.client import ControlClient
 from airflow_provider_modal.errors import (
     ERRORS_BY_KIND,
@@ -100,7 +100,7 @@ def create(
         with steps("schema") as report:
             database_steps.migrate(control, server, config.scheduler, report)
         with steps("manifest") as report:
-            done.manifest = deployment.describe(config, env)
+            done.manifest = describe(config, env)
             deployment.write(VolumeFiles.open(resources), done.manifest)
             report("updated", names.MANIFEST_PATH)
     except ModalflowError as error:

@@ -119,7 +119,7 @@ def test_a_variable_that_is_not_set_is_named() -> None:
         (with_database(executor={"execution_api": "http"}), "so far only 'in_process' works"),
         (with_database(executor={"task_timeout": 86400}), "Modal ends a call after 24 hours"),
         (with_database(workers={"default": {"timeout": 86400}}), "workers.default.timeout is 86400 seconds"),
-        (with_database(executor={"task_timeout": 86041}), "so at most 86040 are possible"),
+        (with_database(executor={"task_timeout": 86041}), "at most 86040 are possible"),
         (with_database(workers={"BIG": {}}), "worker profile 'BIG' is not allowed"),
         (with_database(workers={"a/b": {}}), "worker profile 'a/b' is not allowed"),
         (with_database(workers={"default": {"ram": 1}}), "unknown key workers.default.ram"),

@@ -68,11 +68,11 @@ def test_describing_an_environment_never_imports_airflow() -> None:
     """Importing Airflow takes seconds, and needs settings that the user's machine may not have."""
     code = (
         "import sys\n"
-        "from airflow_provider_modal import app, deployment, provision\n"
+        "from airflow_provider_modal import app, provision\n"
         "from airflow_provider_modal.config import EnvironmentConfig\n"
         "assert 'modal' not in sys.modules\n"
         "config = EnvironmentConfig('postgresql://u@h/d')\n"
-        "app.build_app(config, 'dev'), deployment.describe(config, 'dev')\n"
+        "app.build_app(config, 'dev'), app.describe(config, 'dev')\n"
         "sys.exit('airflow' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -15,6 +15,7 @@ from airflow.models.taskinstancekey import TaskInstanceKey
 from airflow.utils.state import TaskInstanceState
 
 from airflow_provider_modal import deployment, names, wire
+from airflow_provider_modal.app import describe
 from airflow_provider_modal.config import EnvironmentConfig
 from airflow_provider_modal.volume.files import VolumeFiles
 from local_modal.testing import LocalModal, wait_until
@@ -299,7 +300,7 @@ def elsewhere(settings: pytest.MonkeyPatch) -> VolumeFiles:
 def test_elsewhere_tasks_run_once_the_deployment_is_known(
     elsewhere: VolumeFiles, new_loop: Callable[..., Any]
 ) -> None:
-    deployment.write(elsewhere, deployment.describe(EnvironmentConfig(connection_string=""), "stand-in"))
+    deployment.write(elsewhere, describe(EnvironmentConfig(connection_string=""), "stand-in"))
     loop = new_loop()
     loop.queue("ok-elsewhere")
     loop.until(lambda: loop.ended("ok-elsewhere"))
@@ -317,7 +318,7 @@ def test_elsewhere_a_deployment_that_does_not_fit_is_told(
     elsewhere: VolumeFiles, new_loop: Callable[..., Any], release: int | None, told: str
 ) -> None:
     if release is not None:
-        manifest = deployment.describe(EnvironmentConfig(connection_string=""), "stand-in")
+        manifest = describe(EnvironmentConfig(connection_string=""), "stand-in")
         deployment.write(elsewhere, replace(manifest, wire=release))
     loop = new_loop()
     loop.queue("ok-unfit")
