@@ -53,7 +53,7 @@ def build_image(config: EnvironmentConfig) -> modal.Image:
     ).entrypoint([])
     if config.image.apt:
         image = image.apt_install(*config.image.apt)
-    image = image.uv_pip_install(*pinned_dependencies(), *config.image.pip)
+    image = image.uv_pip_install(*requirements(config))
     if config.image.env:
         image = image.env(dict(config.image.env))
     image = image.add_local_dir(
@@ -62,6 +62,17 @@ def build_image(config: EnvironmentConfig) -> modal.Image:
     for remote, local in sorted(metadata_files().items()):
         image = image.add_local_file(local, f"{REMOTE_ROOT}/{remote}")
     return image
+
+
+def requirements(config: EnvironmentConfig) -> list[str]:
+    """Return what is installed on top of the base image, in one go.
+
+    :raises ConfigError: this package's installation is incomplete.
+    """
+    # A package of the user's may ask for a newer Airflow: better no image than one whose Airflow does not fit
+    # the database. Which Airflow a base image of the user's has is not known.
+    held = [] if config.image.base else [f"apache-airflow=={airflow_version()}"]
+    return [*held, *pinned_dependencies(), *config.image.pip]
 
 
 def pinned_dependencies() -> list[str]:

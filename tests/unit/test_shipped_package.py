@@ -23,6 +23,15 @@ def test_dependencies_are_pinned_to_what_is_installed_here() -> None:
     assert pinned["modal"] == importlib.metadata.version("modal")
 
 
+def test_packages_of_the_user_cannot_replace_airflow() -> None:
+    def wanted(base: str | None) -> list[str]:
+        return image.requirements(EnvironmentConfig("", image=ImageConfig(base=base, pip=("pandas",))))
+
+    assert f"apache-airflow=={airflow_version()}" in wanted(None)
+    assert wanted(None)[-1] == "pandas"
+    assert not [text for text in wanted("registry/airflow:1") if text.startswith("apache-airflow")]
+
+
 def test_what_is_shipped_makes_the_package_known_to_the_metadata_finder(tmp_path: Path) -> None:
     for remote, local in image.metadata_files().items():
         (tmp_path / remote).parent.mkdir(exist_ok=True)
