@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from airflow_provider_modal.names import ResourceNames
     from airflow_provider_modal.volume.files import VolumeFiles
 
-PROBE_SECONDS = 5.0
+PROBE_SECONDS = 4.0
+"""With the imports before it, a person is told within five seconds."""
 
 
 @dataclass(frozen=True)
