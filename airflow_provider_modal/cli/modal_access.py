@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from airflow_provider_modal.names import ResourceNames
     from airflow_provider_modal.volume.files import VolumeFiles
 
-PROBE_SECONDS = 4.0
+PROBE_SECONDS = 3.5
 """With the imports before it, a person is told within five seconds."""
 
 
