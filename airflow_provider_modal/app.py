@@ -87,7 +87,7 @@ def build_app(config: EnvironmentConfig, env: str, *, image: modal.Image | None 
         memory=1024,
         # One container makes Modal's input queue the list of wishes (see wakeup).
         max_containers=1,
-        scaledown_window=120,
+        scaledown_window=scheduler_scaledown_window(config.scheduler.interval_seconds),
         timeout=math.ceil(config.scheduler.max_run_seconds) + RUN_MARGIN_SECONDS,
     )
     register(
@@ -152,6 +152,18 @@ def base_secrets(
     """Return the names of a function's Secrets: the image's, a worker profile's, and last the environment's
     own, whose values win."""
     return [*config.image.secrets, *(profile.secrets if profile else ()), resources.secrets]
+
+
+def scheduler_scaledown_window(interval: int) -> int:
+    """Return how many seconds the scheduler's container stays after a run.
+
+    Long enough that the ends of short tasks find it warm, and half of the schedule's interval at most, so
+    that an environment in which nothing happens has no container between two runs of the schedule. A schedule
+    that is faster than a cold start keeps it anyway.
+
+    :param interval: seconds between two runs of the schedule.
+    """
+    return min(max(interval // 2, 10), 120)
 
 
 def task_function_timeout(config: EnvironmentConfig, profile: str) -> int:

@@ -125,6 +125,11 @@ def test_one_container_schedules(functions: dict[str, api_pb2.FunctionData]) -> 
     assert run.timeout_secs == 100 + app.RUN_MARGIN_SECONDS
 
 
+@pytest.mark.parametrize(("interval", "window"), [(1, 10), (10, 10), (60, 30), (240, 120), (3600, 120)])
+def test_the_scheduler_is_gone_between_two_runs_of_an_idle_schedule(interval: int, window: int) -> None:
+    assert app.scheduler_scaledown_window(interval) == window
+
+
 def test_profiles_have_their_resources(functions: dict[str, api_pb2.FunctionData]) -> None:
     default, gpu = functions["execute_task"], functions["execute_task_gpu"]
 
