@@ -26,6 +26,8 @@ SETTINGS = "MODALFLOW_SETTINGS"
 """``EnvironmentConfig.to_settings()`` as JSON."""
 ROLE = "MODALFLOW_ROLE"
 """What a container is for: one of ``ROLES``."""
+DEPLOYMENT = "MODALFLOW_DEPLOYMENT"
+"""Another value for each deployment (see ``app.build_app``)."""
 VOLUME_PATH = "MODALFLOW_VOLUME_PATH"
 """Where the Volume is mounted."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import platform
+import uuid
 from collections.abc import Callable, Collection
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -49,6 +50,9 @@ def build_app(config: EnvironmentConfig, env: str, *, image: modal.Image | None 
         airflow_settings.DEFAULT_VOLUME_PATH: modal.Volume.from_name(resources.volume, version=2),
     }
     built_image = image if image is not None else build_image(config)
+    # Modal skips the deployment of an App in which nothing changed (modal.runner: "no changes detected"), and
+    # containers that are warm go on with the values that a Secret had when they started.
+    deployment_id = {airflow_settings.DEPLOYMENT: uuid.uuid4().hex}
 
     def register(
         name: str, function: Callable[..., Any], role: str, *, secrets: Collection[str], **options: Any
@@ -58,7 +62,7 @@ def build_app(config: EnvironmentConfig, env: str, *, image: modal.Image | None 
                 name=name,
                 image=built_image,
                 include_source=False,
-                env=dict(airflow_settings.function_environment(config, env, role)),
+                env={**airflow_settings.function_environment(config, env, role), **deployment_id},
                 secrets=[modal.Secret.from_name(secret) for secret in secrets],
                 startup_timeout=STARTUP_TIMEOUT,
                 **options,

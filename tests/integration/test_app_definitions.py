@@ -58,9 +58,8 @@ def env_name() -> str:
     return f"app-{uuid.uuid4().hex[:8]}"
 
 
-@pytest.fixture(scope="module")
-def functions(env_name: str, local_modal: LocalModal) -> dict[str, api_pb2.FunctionData]:
-    """The deployed functions by name, as Modal was told of them."""
+def deploy(env_name: str, local_modal: LocalModal) -> dict[str, api_pb2.FunctionData]:
+    """Deploy an App and return its functions by name, as Modal was told of them."""
     resources = names.ResourceNames(env_name)
     modal.Volume.from_name(resources.volume, version=2, create_if_missing=True).hydrate()
     for secret, values in (
@@ -70,19 +69,32 @@ def functions(env_name: str, local_modal: LocalModal) -> dict[str, api_pb2.Funct
     ):
         modal.Secret.objects.create(secret, values, allow_existing=True)
     app.build_app(CONFIG, env_name).deploy()
-    return asyncio.run(_told(local_modal.server_url, resources.app))
+    return asyncio.run(_told(local_modal, resources.app))
 
 
-async def _told(server_url: str, app_name: str) -> dict[str, api_pb2.FunctionData]:
-    server = urlsplit(server_url)
+@pytest.fixture(scope="module")
+def functions(env_name: str, local_modal: LocalModal) -> dict[str, api_pb2.FunctionData]:
+    """The functions of the environment that the tests share."""
+    return deploy(env_name, local_modal)
+
+
+async def _told(local_modal: LocalModal, app_name: str) -> dict[str, api_pb2.FunctionData]:
+    server = urlsplit(local_modal.server_url)
+    token = {
+        f"x-modal-token-{part}": local_modal.env[f"MODAL_TOKEN_{part.upper()}"] for part in ("id", "secret")
+    }
     channel = Channel(server.hostname, server.port)
     try:
         stub = ModalClientStub(channel)
-        found = await stub.AppGetByDeploymentName(api_pb2.AppGetByDeploymentNameRequest(name=app_name))
-        layout = await stub.AppGetLayout(api_pb2.AppGetLayoutRequest(app_id=found.app_id))
+        found = await stub.AppGetByDeploymentName(
+            api_pb2.AppGetByDeploymentNameRequest(name=app_name), metadata=token
+        )
+        layout = await stub.AppGetLayout(api_pb2.AppGetLayoutRequest(app_id=found.app_id), metadata=token)
         return {
             name: (
-                await stub.FunctionGet(api_pb2.FunctionGetRequest(app_name=app_name, object_tag=name))
+                await stub.FunctionGet(
+                    api_pb2.FunctionGetRequest(app_name=app_name, object_tag=name), metadata=token
+                )
             ).function
             for name in layout.app_layout.function_ids
         }
@@ -161,6 +173,26 @@ def test_modal_never_retries_and_gives_one_input_at_a_time(
     for function in functions.values():
         assert ranked(function).retry_policy.retries == 0
         assert ranked(function).max_concurrent_inputs <= 1
+
+
+def test_no_deployment_is_like_the_one_before(
+    functions: dict[str, api_pb2.FunctionData], local_modal: LocalModal
+) -> None:
+    """Else Modal would skip it, and a change of the Secret alone would not reach warm containers."""
+    again = deploy(f"app-{uuid.uuid4().hex[:8]}", local_modal)
+    ids = [
+        {deployment_of(function, local_modal) for function in deployed.values()}
+        for deployed in (functions, again)
+    ]
+    assert [len(found) for found in ids] == [1, 1]
+    assert ids[0] != ids[1]
+
+
+def deployment_of(function: api_pb2.FunctionData, local_modal: LocalModal) -> str:
+    values: dict[str, str] = {}
+    for secret_id in ranked(function).secret_ids:
+        values.update(json.loads((local_modal.state_dir / "secrets" / secret_id).read_text()))
+    return values["MODALFLOW_DEPLOYMENT"]
 
 
 def test_the_volume_is_mounted_where_the_settings_say(functions: dict[str, api_pb2.FunctionData]) -> None:
