@@ -43,8 +43,6 @@ PARSE_SHARE = 0.25
 """Share of a run's time after which no further file is parsed."""
 END_SECONDS = 60.0
 """What a child may take on top of its time, to end."""
-DAG_VERSION = "MODALFLOW_DAG_VERSION"
-"""Tells the bundle of a child which DAG version is the current one."""
 
 
 def run(zygote: Zygote, reason: str = "") -> dict[str, Any]:
@@ -128,13 +126,12 @@ class _Run:
     def _parse(self) -> dict[str, Any]:
         """Parse what must be parsed; running tasks are looked after even when that is not possible."""
         files = VolumeFiles.open(self._resources, airflow_settings.volume_mount())
-        root = airflow_settings.local_root() / "dag-versions"
         try:
             version = dag_versions.snapshot(files)
             need = due.parse_need(self._lock.connection, version.digest, empty=not version.files)
             if not need.reasons:
                 return {"skipped": "nothing changed"}
-            dag_versions.materialise(files, version.digest, root)
+            dag_versions.materialise(files, version.digest, dag_versions.default_root())
             unchanged = _unchanged(files, version, need.parsed_version)
         except ModalflowError as error:
             log.error("DAG files can't be parsed in this run: %s", error)
@@ -146,7 +143,7 @@ class _Run:
             "per_file": limits.per_file,
             "phase": limits.phase,
         }
-        environ = {DAG_VERSION: version.digest}
+        environ = {dag_versions.HEAD_VARIABLE: version.digest}
         parsed = self._in_child(child_targets.PARSE, arguments, environ, limits.at_most)
         return {"because": list(need.reasons), "version": version.digest[:12], **parsed}
 
