@@ -9,6 +9,8 @@ found                      meaning
 =========================  =====================================================================
 nothing                    first delivery: run
 own token                  the answer to our own claim was lost: run
+another, and a result      the former delivery ended and reported; Modal just never got its answer: repeat
+                           that report
 phase ``claimed``          the former delivery died before it started anything: take over
 phase ``started``, alive   the former delivery still runs: leave it alone
 phase ``started``, silent  user code may have run: report the loss, or run again where that is
@@ -33,7 +35,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from airflow_provider_modal import names, wire
-from airflow_provider_modal.worker.patience import GaveUpError, patiently
+from airflow_provider_modal.worker.patience import DEADLINE, GaveUpError, patiently
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +43,11 @@ MAX_DELIVERIES = 3
 """How often a dispatch whose containers keep dying is run with ``on_container_loss: rerun``."""
 BEAT_SECONDS = 5.0
 """How often a running delivery renews its claim."""
-LOST_SECONDS = 16.0
-"""A started claim that did not change for so long is a lost container's: three beats, and some delay."""
+_BEAT_DEADLINE = 4.0
+"""Seconds for one renewal, less than ``BEAT_SECONDS``: the next one comes in time, whatever became of it."""
+LOST_SECONDS = 6 * BEAT_SECONDS
+"""A started claim that did not change for so long is a lost container's. One renewal that fails makes a gap
+of two beats; this is three times as long."""
 _LOOK_SECONDS = 1.0
 
 
@@ -65,6 +70,7 @@ class Verdict:
     :param lost_container: Modal task id of the container that started the task before and is lost.
     :param reason: for ``run=False``: what happened and what to do.
     :param obsolete: for ``run=False``: another delivery runs the task; nothing is lost.
+    :param reported: for ``run=False``: what another delivery reported at its end.
     """
 
     run: bool
@@ -72,6 +78,7 @@ class Verdict:
     lost_container: str | None = None
     reason: str | None = None
     obsolete: bool = False
+    reported: wire.Completion | None = None
 
 
 def decide(call: wire.TaskCall, own: wire.Claim, found: wire.Claim | None) -> Verdict:
@@ -89,8 +96,8 @@ def decide(call: wire.TaskCall, own: wire.Claim, found: wire.Claim | None) -> Ve
             False,
             ours,
             found.container,
-            f"{lost}; user code may have run, so it was not started again. If the task can run twice, set "
-            "executor_config={'modal': {'on_container_loss': 'rerun'}} or retries",
+            f"{lost}; user code may have run, so it was not started again. If the task can run twice, give "
+            "it retries",
         )
     if found.deliveries >= MAX_DELIVERIES:
         return Verdict(
@@ -115,11 +122,19 @@ def claim(state: State, call: wire.TaskCall, token: str, container: str) -> Verd
         if patiently("claim the dispatch", lambda: state.put(key, own.to_wire(), skip_if_exists=True)):
             return Verdict(True, own)
         found = _read(state, key)
-        if found is not None and found.token != token and found.phase == "started":
-            holder = _living_holder(state, key, found)
-            if holder is not None:
-                reason = f"container {holder.container} runs this task; this is a second delivery of its call"
-                return Verdict(False, own, reason=reason, obsolete=True)
+        if found is not None and found.token != token:
+            ended = _ended(state, call, own, found)
+            if ended is None and found.phase == "started":
+                holder = _living_holder(state, key, found)
+                if holder is not None:
+                    reason = (
+                        f"container {holder.container} runs this task; this is a second delivery of its call"
+                    )
+                    return Verdict(False, own, reason=reason, obsolete=True)
+                # Its silence may be that of its end.
+                ended = _ended(state, call, own, found)
+            if ended is not None:
+                return ended
         verdict = decide(call, own, found)
     except (GaveUpError, wire.WireError) as error:
         log.warning("%s; Airflow's database decides alone whether this copy may run", error)
@@ -137,15 +152,17 @@ def started(state: State, call: wire.TaskCall, claim: wire.Claim) -> Iterator[No
     """
     key = names.claim_key(call.dispatch)
 
-    def renew(what: str) -> None:
-        _put(state, key, replace(claim, phase="started", at=time.time()), what)
+    def current() -> wire.Claim:
+        return replace(claim, phase="started", at=time.time())
 
-    renew("mark the dispatch as started")
+    _put(state, key, current(), "mark the dispatch as started")
     over = threading.Event()
 
     def beat() -> None:
-        while not over.wait(BEAT_SECONDS):
-            renew("renew the dispatch's claim")
+        due = time.monotonic() + BEAT_SECONDS
+        while not over.wait(max(due - time.monotonic(), 0)):
+            due += BEAT_SECONDS
+            _put(state, key, current(), "renew the dispatch's claim", repeat=False, deadline=_BEAT_DEADLINE)
 
     thread = threading.Thread(target=beat, name="claim-beat", daemon=True)
     thread.start()
@@ -168,13 +185,24 @@ def _living_holder(state: State, key: str, found: wire.Claim) -> wire.Claim | No
     return None
 
 
+def _ended(state: State, call: wire.TaskCall, own: wire.Claim, found: wire.Claim) -> Verdict | None:
+    """Return what to do if the delivery that holds the claim has reported its end."""
+    raw = patiently("read the dispatch's result", lambda: state.get(names.result_key(call.dispatch)))
+    if raw is None:
+        return None
+    reason = f"container {found.container} had run this task to its end and reported it; it is not run again"
+    return Verdict(False, own, reason=reason, reported=wire.Completion.from_wire(raw))
+
+
 def _read(state: State, key: str) -> wire.Claim | None:
     raw = patiently("read the dispatch's claim", lambda: state.get(key))
     return wire.Claim.from_wire(raw) if raw is not None else None
 
 
-def _put(state: State, key: str, claim: wire.Claim, what: str) -> None:
+def _put(
+    state: State, key: str, claim: wire.Claim, what: str, *, repeat: bool = True, deadline: float = DEADLINE
+) -> None:
     try:
-        patiently(what, lambda: state.put(key, claim.to_wire()))
+        patiently(what, lambda: state.put(key, claim.to_wire()), repeat=repeat, deadline=deadline)
     except GaveUpError as error:
         log.warning("%s; Airflow's database decides alone about another delivery", error)

@@ -144,15 +144,35 @@ class _Run:
     def to_end(self) -> wire.Completion:
         """Run it, report, and return what was reported."""
         log.info("dispatch %s: %s, call %s", self.call.dispatch, self.call.key, self.container.call_id)
+        completion = self._completion()
+        reason = completion.reason
+        log.info("dispatch %s: %s%s", self.call.dispatch, completion.outcome, f": {reason}" if reason else "")
+        if reason is not None:
+            self.log.note("error" if completion.outcome == "failed" else "info", reason)
+        self.log.end()
+        self.container.report(
+            completion, partition=self.call.partition, wakes_scheduler=self.call.wakes_scheduler
+        )
+        self.log.close()
+        return completion
+
+    def _completion(self) -> wire.Completion:
+        """Run it, unless a former delivery has, and return how it ended."""
         outcome: wire.Outcome
         try:
-            outcome, reason = self._run()
+            verdict = self._claim()
+            if verdict.reported is not None:
+                self.log.note("info", str(verdict.reason))
+                # Reported once more: its container may have been lost between the result and the event. An
+                # event that is repeated is one of a dispatch that its executor no longer knows.
+                return verdict.reported
+            outcome, reason = self._run(verdict)
         except ModalflowError as error:
             outcome, reason = "failed", str(error)
         except Exception as error:
             log.exception("dispatch %s failed", self.call.dispatch)
             outcome, reason = "failed", f"the worker failed: {type(error).__name__}: {error}"
-        completion = wire.Completion(
+        return wire.Completion(
             dispatch=self.call.dispatch,
             key=self.call.key,
             outcome=outcome,
@@ -162,17 +182,8 @@ class _Run:
             started_at=self.started_at,
             ended_at=time.time(),
         )
-        log.info("dispatch %s: %s%s", self.call.dispatch, outcome, f": {reason}" if reason else "")
-        if reason is not None:
-            self.log.note("error" if outcome == "failed" else "info", reason)
-        self.log.end()
-        self.container.report(
-            completion, partition=self.call.partition, wakes_scheduler=self.call.wakes_scheduler
-        )
-        self.log.close()
-        return completion
 
-    def _run(self) -> tuple[wire.Outcome, str | None]:
+    def _claim(self) -> claim.Verdict:
         self.log.begin(
             "Modal container took the task",
             dispatch=self.call.dispatch,
@@ -181,7 +192,9 @@ class _Run:
             seconds_since_queued=round(self.started_at - self.call.queued_at, 2),
         )
         token = str(uuid.uuid4())
-        verdict = claim.claim(self.container.state, self.call, token, self.container.id)
+        return claim.claim(self.container.state, self.call, token, self.container.id)
+
+    def _run(self, verdict: claim.Verdict) -> tuple[wire.Outcome, str | None]:
         if not verdict.run:
             return "obsolete" if verdict.obsolete else "failed", verdict.reason
         self._refresh_mount()

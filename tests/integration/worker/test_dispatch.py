@@ -198,6 +198,20 @@ def test_task_whose_container_is_lost_is_not_run_twice(environment: Environment)
     assert any("was lost" in line for line in log)
 
 
+def test_what_was_reported_stands_when_modal_delivers_again(environment: Environment) -> None:
+    call = environment.queued("quick")
+    started = len(environment.recorder.events("started"))
+    first = wire.Completion.from_wire(environment.spawn(call.to_wire()).get(timeout=120))
+    assert environment.event(call) == first
+    # As after a container that was lost between its report and Modal's receipt of it.
+    assert wire.Completion.from_wire(environment.spawn(call.to_wire()).get(timeout=10)) == first
+    assert environment.event(call) == first
+    assert wire.Completion.from_wire(environment.state[names.result_key(call.dispatch)]) == first
+    log = "\n".join(environment.log(call))
+    assert "reported it" in log and "ERROR" not in log
+    assert len(environment.recorder.events("started")) == started + 1
+
+
 def test_copy_that_airflow_refuses_is_obsolete(environment: Environment) -> None:
     call = environment.queued("quick")
     environment.spawn(call.to_wire()).get(timeout=120)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from airflow_provider_modal import names, wire
 from airflow_provider_modal.worker import claim, patience
+from local_modal.testing import wait_until
 
 
 def call(policy: wire.ContainerLoss = "fail") -> wire.TaskCall:
@@ -63,7 +65,7 @@ def test_decision(
 
 def test_reasons_name_the_container_and_what_to_do() -> None:
     verdict = claim.decide(call(), OWN, held("other", "started"))
-    assert "ta-other" in str(verdict.reason) and "on_container_loss" in str(verdict.reason)
+    assert "ta-other" in str(verdict.reason) and "give it retries" in str(verdict.reason)
     verdict = claim.decide(call("rerun"), OWN, held("other", "started", 3))
     assert "2 before" in str(verdict.reason) and "after 3" in str(verdict.reason)
 
@@ -93,7 +95,7 @@ def test_state_that_is_away_leaves_it_to_airflow(caplog: pytest.LogCaptureFixtur
 
 
 class HeldState(DownState):
-    """A Dict that holds one thing."""
+    """A Dict that holds one claim."""
 
     def __init__(self, value: dict[str, Any]) -> None:
         self.value = value
@@ -103,7 +105,7 @@ class HeldState(DownState):
         return False
 
     def get(self, key: str) -> dict[str, Any] | None:
-        return self.value
+        return self.value if key == names.claim_key("d1") else None
 
 
 def test_claim_of_another_release_leaves_it_to_airflow(caplog: pytest.LogCaptureFixture) -> None:
@@ -112,10 +114,11 @@ def test_claim_of_another_release_leaves_it_to_airflow(caplog: pytest.LogCapture
 
 
 class SharedState:
-    """A Dict in memory, with one key."""
+    """A Dict in memory, with one dispatch."""
 
-    def __init__(self, value: dict[str, Any]) -> None:
+    def __init__(self, value: dict[str, Any], result: wire.Completion | None = None) -> None:
         self.value = value
+        self.result = result
 
     def put(self, key: str, value: dict[str, Any], *, skip_if_exists: bool = False) -> bool:
         if skip_if_exists:
@@ -124,12 +127,16 @@ class SharedState:
         return True
 
     def get(self, key: str) -> dict[str, Any] | None:
-        return self.value
+        if key == names.claim_key("d1"):
+            return self.value
+        assert key == names.result_key("d1")
+        return self.result.to_wire() if self.result is not None else None
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claim, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(claim, "_BEAT_DEADLINE", 0.04)
     monkeypatch.setattr(claim, "LOST_SECONDS", 0.5)
     monkeypatch.setattr(claim, "_LOOK_SECONDS", 0.02)
 
@@ -150,6 +157,58 @@ def test_a_silent_started_claim_is_a_lost_container() -> None:
     verdict = claim.claim(state, call(), "own", "ta-own")
     assert not verdict.run and not verdict.obsolete
     assert verdict.lost_container == "ta-first"
+
+
+class HangingState(SharedState):
+    """A Dict whose answer to the first renewal never comes."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+        self.puts = 0
+
+    def put(self, key: str, value: dict[str, Any], *, skip_if_exists: bool = False) -> bool:
+        if not skip_if_exists:
+            self.puts += 1
+            if self.puts == 2:
+                time.sleep(60)
+        return super().put(key, value, skip_if_exists=skip_if_exists)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_delivery_lives_although_a_renewal_hangs() -> None:
+    state = HangingState()
+    with claim.started(state, call(), held("first", "claimed")):
+        wait_until(lambda: state.puts == 2, 5)
+        verdict = claim.claim(state, call(), "own", "ta-own")
+    assert verdict.obsolete and "ta-first" in str(verdict.reason)
+
+
+def test_a_gap_of_one_renewal_is_far_from_a_loss() -> None:
+    assert claim._BEAT_DEADLINE < claim.BEAT_SECONDS
+    assert claim.LOST_SECONDS >= 3 * 2 * claim.BEAT_SECONDS
+
+
+COMPLETION = wire.Completion("d1", wire.TaskKey("dag", "task", "run", 1), "done", container="ta-first")
+
+
+@pytest.mark.parametrize("phase", ["claimed", "started"])
+def test_what_was_reported_stands(phase: wire.Phase) -> None:
+    state = SharedState(held("first", phase).to_wire(), COMPLETION)
+    started = time.monotonic()
+    verdict = claim.claim(state, call("rerun"), "own", "ta-own")
+    assert not verdict.run and verdict.reported == COMPLETION
+    assert time.monotonic() - started < 1
+    assert wire.Claim.from_wire(state.value).token == "first"
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_is_reported_while_the_claim_is_silent_stands() -> None:
+    state = SharedState(held("first", "started").to_wire())
+    timer = threading.Timer(0.1, setattr, (state, "result", COMPLETION))
+    timer.start()
+    verdict = claim.claim(state, call(), "own", "ta-own")
+    timer.join()
+    assert not verdict.run and verdict.reported == COMPLETION
 
 
 @pytest.mark.usefixtures("quick")
