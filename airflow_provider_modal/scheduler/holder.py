@@ -24,7 +24,7 @@ from airflow_provider_modal.config import SchedulerConfig
 from airflow_provider_modal.db import ownership, schema
 from airflow_provider_modal.db.connect import application_name
 from airflow_provider_modal.db.lock import AdvisoryLock, LockHeldError
-from airflow_provider_modal.errors import ModalflowError, NotFoundError
+from airflow_provider_modal.errors import ModalflowError
 from airflow_provider_modal.names import ResourceNames
 from airflow_provider_modal.scheduler import due, jobs
 from airflow_provider_modal.scheduler import run as child_targets
@@ -259,6 +259,8 @@ def _unchanged(files: VolumeFiles, version: dag_versions.DagVersion, parsed: str
         return sorted(version.files)
     try:
         before = dag_versions.read_version(files, parsed).files
-    except NotFoundError:
+    except ModalflowError as error:
+        # A picture of the past that is gone or damaged must not keep the present from being parsed.
+        log.warning("every DAG file is parsed: %s", error)
         return []
     return sorted(path for path, content in version.files.items() if before.get(path) == content)

@@ -19,6 +19,7 @@ from airflow_provider_modal.db import ownership, schema
 from airflow_provider_modal.db.connect import application_name
 from airflow_provider_modal.db.lock import AdvisoryLock
 from airflow_provider_modal.version_compat import airflow_version
+from airflow_provider_modal.volume import dag_versions
 from local_modal.testing import LocalModal
 from tests.support.airflow_children import RECORD
 from tests.support.holder_driver import HolderProcess
@@ -119,6 +120,18 @@ def test_only_changed_files_are_parsed_by_the_next_run(environment: Environment)
     environment.ask("upload", files={"b.py": files["b.py"] + "# changed"}, removed=["c.py"])
     assert environment.run()["parse"]["files"] == 1
     assert sorted(environment.sql("SELECT dag_id FROM dag WHERE NOT is_stale")) == [("a",), ("b",)]
+
+
+def test_damaged_picture_of_the_version_before_keeps_nothing_from_being_parsed(
+    environment: Environment,
+) -> None:
+    files = {f"{name}.py": SCHEDULED.format(dag_id=name, task_id="hello") for name in "ab"}
+    environment.ask("upload", files=files)
+    environment.run()
+    [(parsed,)] = environment.sql("SELECT version FROM dag_bundle")
+    environment.ask("overwrite", path=f"{dag_versions.VERSIONS_FOLDER}/{parsed}.json", text="{")
+    environment.ask("upload", files={"b.py": files["b.py"] + "# changed"})
+    assert environment.run()["parse"]["files"] == 2
 
 
 def test_run_whose_time_is_up_asks_for_another_one(environment: Environment, local_modal: LocalModal) -> None:

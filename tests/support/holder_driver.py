@@ -110,6 +110,9 @@ def _answer(zygote: Zygote, request: dict[str, Any]) -> Any:
         for path in request.get("removed", []):
             files.remove(f"dags/{path}")
         return None
+    if request["op"] == "overwrite":
+        VolumeFiles.open(resources).write(request["path"], request["text"].encode())
+        return None
     if request["op"] == "wish":
         return state.put("wake", {"reason": "the test", "at": 0}, skip_if_exists=True)
     if request["op"] == "take":
