@@ -26,16 +26,20 @@ def deploy(server: LocalModal, app: str, **environ: str) -> str:
 
 
 def modal(server: LocalModal, *arguments: str, **environ: str) -> str:
-    """The stock command line; fails the test if it fails."""
-    done = subprocess.run(
-        [sys.executable, "-m", "modal", *arguments],
-        env=server.env | environ,
-        capture_output=True,
-        text=True,
-        timeout=CLIENT_SECONDS,
+    """The stock command line; returns what it prints and fails the test if it fails."""
+    code, output, errors = modal_command(server, *arguments, **environ)
+    assert code == 0, f"modal {arguments} failed:\n{output}{errors}\n{server.log}"
+    return output
+
+
+def modal_command(server: LocalModal, *arguments: str, **environ: str) -> tuple[int, str, str]:
+    """What `python -m modal` does, in the server's client process, with `environ` added for its time; returns
+    the exit code, stdout and stderr.
+    """
+    code, output, errors = client(
+        server, "result = command(arguments, environ)", arguments=arguments, environ=environ
     )
-    assert done.returncode == 0, f"modal {arguments} failed:\n{done.stdout}{done.stderr}\n{server.log}"
-    return done.stdout
+    return code, output, errors
 
 
 def start_client(server: LocalModal, code: str, **values: Any) -> subprocess.Popen[str]:
@@ -54,9 +58,10 @@ def start_client(server: LocalModal, code: str, **values: Any) -> subprocess.Pop
 
 def client(server: LocalModal, code: str, **values: Any) -> Any:
     """Run code in the server's client process, in a namespace of its own, and return its `result`."""
-    if server.server_url not in _clients:
-        _clients[server.server_url] = _ClientProcess(server)
-    return _clients[server.server_url].run(server, code, values)
+    # By the token: the next server may get the port of one that has gone.
+    if server.token not in _clients:
+        _clients[server.token] = _ClientProcess(server)
+    return _clients[server.token].run(server, code, values)
 
 
 PRELUDE = """
@@ -64,6 +69,24 @@ import json, os, sys, time, traceback, modal
 f = lambda name, app='basics': modal.Function.from_name(app, name)
 """
 LOOP = """
+import contextlib, io
+from modal.__main__ import main
+
+def command(arguments, environ):
+    before = dict(os.environ)
+    os.environ.update(environ)
+    sys.argv = ["modal", *arguments]
+    code = 0
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code or 0
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+    return code, out.getvalue(), err.getvalue()
+
 for line in sys.stdin:
     order = json.loads(line)
     space = dict(globals(), **order["values"])
@@ -104,7 +127,7 @@ class _ClientProcess:
                     return answer["result"]
         finally:
             guard.cancel()
-        del _clients[server.server_url]
+        del _clients[server.token]
         pytest.fail(f"the client process ended or took longer than {CLIENT_SECONDS} s\n{server.log}")
 
     def end(self) -> None:
@@ -125,7 +148,7 @@ def _end_clients() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def isolated_server() -> Iterator[LocalModal]:
     """A server with what the kernel allows; `basics` is deployed."""
-    with LocalModal(arguments=["--stop-grace", "2"], env=LEAK) as server:
+    with LocalModal(arguments=["--stop-grace", "1"], env=LEAK) as server:
         deploy(server, "basics")
         yield server
 
@@ -133,7 +156,7 @@ def isolated_server() -> Iterator[LocalModal]:
 @pytest.fixture(scope="session")
 def shared_server() -> Iterator[LocalModal]:
     """A server that must do without namespaces; `basics` is deployed."""
-    with LocalModal(arguments=["--stop-grace", "2"], env=LEAK | {"LOCAL_MODAL_NO_NAMESPACES": "1"}) as server:
+    with LocalModal(arguments=["--stop-grace", "1"], env=LEAK | {"LOCAL_MODAL_NO_NAMESPACES": "1"}) as server:
         assert server.mode == "shared"
         deploy(server, "basics")
         yield server

@@ -10,7 +10,7 @@ import uuid
 import pytest
 
 from local_modal.testing import LocalModal, wait_until
-from tests.integration.local_modal.conftest import APPS, client, deploy, modal, start_client
+from tests.integration.local_modal.conftest import APPS, client, deploy, modal, modal_command, start_client
 
 CALL_VERSION = "result = f('version', 'versions').remote({seconds})"
 
@@ -192,15 +192,9 @@ def test_app_logs_of_the_command_line(isolated_server: LocalModal) -> None:
 
 
 def test_what_is_not_supported_is_refused_at_deploy(isolated_server: LocalModal) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "modal", "deploy", str(APPS / "unsupported.py")],
-        env=isolated_server.env,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode != 0
-    assert "block_network is not supported by the local Modal server" in done.stdout + done.stderr
+    code, output, errors = modal_command(isolated_server, "deploy", str(APPS / "unsupported.py"))
+    assert code == 1
+    assert "block_network is not supported by the local Modal server" in output + errors
     assert client(isolated_server, NOT_FOUND.format(function="offline", app="unsupported"))
 
 

@@ -93,12 +93,12 @@ def test_retries_follow_the_policy(isolated_server: LocalModal) -> None:
     assert client(isolated_server, "result = f('flaky').spawn(key).get()", key=uuid.uuid4().hex) == 3
 
 
-@pytest.mark.parametrize("how", ["exit", "kill"])
-def test_an_input_whose_container_died_starts_again(server: LocalModal, how: str) -> None:
+@pytest.mark.parametrize(("how", "until"), [("exit", 3), ("kill", 2)])
+def test_an_input_whose_container_died_starts_again(server: LocalModal, how: str, until: int) -> None:
     key = uuid.uuid4().hex
-    code = "call = f('attempts').spawn(key, 3, how)\nresult = call.object_id"
-    call_id = client(server, code, key=key, how=how)
-    for _ in range(2 if how == "kill" else 0):
+    code = "call = f('attempts').spawn(key, until, how)\nresult = call.object_id"
+    call_id = client(server, code, key=key, until=until, how=how)
+    for _ in range(until - 1 if how == "kill" else 0):
         task = wait_until(
             lambda: [t for t in server.tasks("attempts") if t["running_inputs"]], 20, "it runs"
         )[0]
@@ -106,7 +106,7 @@ def test_an_input_whose_container_died_starts_again(server: LocalModal, how: str
         time.sleep(0.3)
         server.control("kill", task_id=task["task_id"])
         _wait_until_gone(server, task["task_id"])
-    assert client(server, f"result = modal.FunctionCall.from_id({call_id!r}).get()")[0] == 3
+    assert client(server, f"result = modal.FunctionCall.from_id({call_id!r}).get()")[0] == until
 
 
 def _wait_until_gone(server: LocalModal, task_id: str) -> None:

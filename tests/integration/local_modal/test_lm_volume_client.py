@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from modal.exception import AlreadyExistsError, InvalidError, NotFoundError
 from modal.types import FileEntryType
 
 from local_modal.testing import LocalModal
+from tests.integration.local_modal.conftest import modal as modal_cli
 from tests.integration.local_modal.sdk import connected, unique
 
 BLOCK = 8 * 2**20
@@ -202,15 +201,7 @@ def test_everything_answered_survives_kill_nine(fresh_local_modal: LocalModal) -
 
 def test_the_command_line(local_modal: LocalModal, tmp_path: Path) -> None:
     def volume_command(*arguments: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "modal", "volume", *arguments],
-            env=local_modal.env,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+        return modal_cli(local_modal, "volume", *arguments)
 
     name = unique("cli")
     (tmp_path / "up.txt").write_text("by hand")
