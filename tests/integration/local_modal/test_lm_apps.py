@@ -31,7 +31,7 @@ def version(server: LocalModal, seconds: float = 0.0) -> list[str]:
 def test_a_rolling_redeploy_lets_running_inputs_end(isolated_server: LocalModal) -> None:
     deploy(isolated_server, "versions", VERSION="one")
     assert version(isolated_server)[0] == "one"
-    running = start_client(isolated_server, CALL_VERSION.format(seconds=4))
+    running = start_client(isolated_server, CALL_VERSION.format(seconds=2))
     busy = wait_until(
         lambda: [task for task in isolated_server.tasks("version") if task["running_inputs"]], 20, "it runs"
     )
@@ -58,7 +58,7 @@ def test_a_recreate_redeploy_leaves_no_old_container(isolated_server: LocalModal
 def test_what_waits_at_a_redeploy_runs_in_the_new_one(isolated_server: LocalModal) -> None:
     name = "limited"
     deploy(isolated_server, "limited", VERSION="one")
-    code = "calls = [f('version', 'limited').spawn(s) for s in (3, 0)]\nresult = [c.object_id for c in calls]"
+    code = "calls = [f('version', 'limited').spawn(s) for s in (1.5, 0)]\nresult = [c.object_id for c in calls]"
     first, second = client(isolated_server, code)
     wait_until(
         lambda: [t for t in isolated_server.tasks("version") if t["app_name"] == name and t["running_inputs"]]

@@ -46,7 +46,7 @@ def test_large_arguments_and_results_travel_as_blobs(isolated_server: LocalModal
 def test_get_times_out_while_the_call_runs(isolated_server: LocalModal) -> None:
     result = client(
         isolated_server,
-        "call = f('sleepy').spawn(2)\n"
+        "call = f('sleepy').spawn(1)\n"
         "begin = time.time()\n"
         "try:\n    call.get(timeout=0.3); result = 'early'\n"
         "except TimeoutError:\n    result = time.time() - begin\n"
