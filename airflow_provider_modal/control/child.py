@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_modal.child_work import child_of
 from airflow_provider_modal.errors import ERRORS_BY_KIND, ModalflowError
 
 if TYPE_CHECKING:
@@ -37,11 +38,9 @@ def run_in_child(zygote: Zygote, op: str, args: Mapping[str, Any], seconds: floa
     :param seconds: when to kill the child.
     :raises ModalflowError: it failed, of the class that was raised there, or did not end in time.
     """
-    child = zygote.spawn(_TARGET, {"op": op, "args": dict(args)})
-    outcome = child.wait(seconds)
+    with child_of(zygote, _TARGET, {"op": op, "args": dict(args)}) as child:
+        outcome = child.wait(seconds)
     if outcome is None:
-        child.kill()
-        child.wait(CHILD_SECONDS)
         raise ModalflowError(f"operation {op} did not end within {seconds:g} s; try again")
     if outcome.error is not None:
         kind = ERRORS_BY_KIND.get(outcome.error_kind or "", ModalflowError)

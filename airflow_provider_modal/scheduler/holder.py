@@ -2,8 +2,8 @@
 
 The order matters. The wish for this run is taken before the database is first read, so that a wake-up during
 the run starts another one. Files are parsed before anything is scheduled, so that a new DAG's first run
-starts at once. When the lock is lost, the working child dies before anything else happens, because from
-then on somebody else may schedule.
+starts at once. When the lock is lost, or given up because this process is interrupted, the working child dies
+before anything else happens, because from then on somebody else may schedule.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psycopg2
 from psycopg2.extensions import connection as Connection
 
 from airflow_provider_modal import airflow_settings, wakeup
+from airflow_provider_modal.child_work import child_of
 from airflow_provider_modal.config import SchedulerConfig
+from airflow_provider_modal.container.zygote import Child, Zygote, ZygoteError
 from airflow_provider_modal.db import ownership, schema
 from airflow_provider_modal.db.connect import application_name
 from airflow_provider_modal.db.lock import AdvisoryLock, LockHeldError
@@ -31,9 +33,6 @@ from airflow_provider_modal.scheduler import run as child_targets
 from airflow_provider_modal.scheduler.parsing import Limits
 from airflow_provider_modal.volume import dag_versions
 from airflow_provider_modal.volume.files import VolumeFiles
-
-if TYPE_CHECKING:
-    from airflow_provider_modal.container.zygote import Child, Zygote
 
 log = logging.getLogger(__name__)
 
@@ -154,17 +153,14 @@ class _Run:
         if self._lock.lost:
             return {"error": "the lock was lost"}
         try:
-            child = self._zygote.spawn(target, arguments, environ)
-        except ModalflowError as error:
+            with child_of(self._zygote, target, arguments, environ) as child, self._worker.is_(child):
+                outcome = child.wait(seconds)
+        except ZygoteError as error:
             log.error("%s could not be started: %s", target, error)
             return {"error": str(error)}
-        with self._worker.is_(child):
-            outcome = child.wait(seconds)
-            if outcome is None:
-                log.error("%s did not end within %g s and is killed", target, seconds)
-                child.kill()
-                child.wait(END_SECONDS)
-                return {"error": f"it did not end within {seconds:g} s"}
+        if outcome is None:
+            log.error("%s did not end within %g s and was killed", target, seconds)
+            return {"error": f"it did not end within {seconds:g} s"}
         if outcome.error is not None:
             log.error("%s failed: %s", target, outcome.error)
             return {"error": outcome.error}

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
+import signal
+import threading
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -159,6 +162,29 @@ def test_migration_does_not_interrupt_a_run(
             "busy": f"another process of environment {ENV!r} holds the scheduler's lock"
         }
         assert "busy" in _ask(children, "drop_schema")
+    assert not _ask(children, "migrate")["changed"]
+
+
+def test_interrupted_migration_has_ended_when_the_lock_is_free(
+    children: AirflowChildren,
+) -> None:
+    class Lasting:
+        """A zygote whose child is interrupted in the middle of what it does."""
+
+        child: Child
+
+        def spawn(self, target: str, args: Mapping[str, Any], env: Any = None) -> Child:
+            self.child = children.spawn("time:sleep", secs=60)
+            # As Modal does when it takes the container away.
+            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+            return self.child
+
+    _ask(children, "claim_database")
+    lasting = Lasting()
+    with pytest.raises(KeyboardInterrupt):
+        operations.handle(lasting, "migrate", {})  # type: ignore[arg-type]
+    ended = lasting.child.wait(0)
+    assert ended is not None and ended.signal == signal.SIGKILL
     assert not _ask(children, "migrate")["changed"]
 
 

@@ -158,6 +158,17 @@ def test_lost_lock_ends_the_working_child_first(environment: Environment) -> Non
     assert (after["outcome"], after["predecessors"], after["schedule"]["running"]) == ("done", 1, 1)
 
 
+def test_interrupted_run_ends_the_working_child_before_it_gives_up_the_lock(
+    environment: Environment,
+) -> None:
+    environment.ask("upload", files={"a.py": SCHEDULED.format(dag_id="a", task_id="lasts")})
+    environment.begin_run()
+    environment.until("SELECT 1 FROM task_instance WHERE external_executor_id IS NOT NULL")
+    environment.holder.interrupt()
+    assert environment.holder.receive() == {"interrupted": [True, True]}
+    assert environment.run()["outcome"] == "done"
+
+
 def test_run_beside_another_environment_does_nothing_and_names_it(environment: Environment) -> None:
     with AdvisoryLock(environment.url, application_name=application_name("other")) as lock:
         lock.acquire()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -64,6 +65,10 @@ class HolderProcess:
             assert line, "the program ended"
         return json.loads(line.removeprefix("ANSWER "))
 
+    def interrupt(self) -> None:
+        """Interrupt what it does, as Modal does when it takes a container away."""
+        self._process.send_signal(signal.SIGINT)
+
     def ask(self, **request: Any) -> Any:
         """Ask for something and return the answer."""
         self.send(**request)
@@ -82,14 +87,17 @@ class _InDatabase:
     def __init__(self, zygote: Zygote, request: Mapping[str, Any]) -> None:
         self._zygote = zygote
         self._request = request
+        self.children: list[Child] = []
 
     def spawn(self, target: str, args: Mapping[str, Any], env: Mapping[str, str] | None = None) -> Child:
         arguments = {"url": self._request["url"], "target": target, "arguments": dict(args)}
-        return self._zygote.spawn(
+        child = self._zygote.spawn(
             "tests.support.airflow_children:in_database",
             arguments,
             {**(env or {}), **self._request.get("environ", {})},
         )
+        self.children.append(child)
+        return child
 
 
 def _answer(zygote: Zygote, request: dict[str, Any]) -> Any:
@@ -121,8 +129,11 @@ def _answer(zygote: Zygote, request: dict[str, Any]) -> Any:
     os.environ[airflow_settings.SETTINGS] = json.dumps(config.to_settings())
     os.environ[airflow_settings.ENV_NAME] = request["env"]
     os.environ[airflow_settings.CONNECTION] = request["url"].replace("postgresql:", "postgresql+psycopg2:", 1)
+    in_database = _InDatabase(zygote, request)
     try:
-        return holder.run(_InDatabase(zygote, request), "the test")  # type: ignore[arg-type]
+        return holder.run(in_database, "the test")  # type: ignore[arg-type]
+    except KeyboardInterrupt:
+        return {"interrupted": [child.wait(0) is not None for child in in_database.children]}
     except ModalflowError as error:
         return {"raised": type(error).__name__, "message": str(error)}
 
