@@ -1,9 +1,9 @@
 """What does the entry process do in a scheduler run? It holds the lock and has the work done by children.
 
-The order matters. The wish for this run is taken before the database is first read, so that a wake-up during
-the run starts another one. Files are parsed before anything is scheduled, so that a new DAG's first run
-starts at once. When the lock is lost, or given up because this process is interrupted, the working child dies
-before anything else happens, because from then on somebody else may schedule.
+The order matters. The wish for this run is taken before anything else, so that a wake-up during the run, or
+during one that does no work, starts another one. Files are parsed before anything is scheduled, so that a new
+DAG's first run starts at once. When the lock is lost, or given up because this process is interrupted, the
+working child dies before anything else happens, because from then on somebody else may schedule.
 """
 
 from __future__ import annotations
@@ -51,6 +51,11 @@ def run(zygote: Zygote, reason: str = "") -> dict[str, Any]:
     not work ends with a sentence and changes nothing: between a deployment and the end of its ``create`` the
     schema is not the one that the deployed Airflow needs.
 
+    What becomes of the wish then depends on why. A process of our own that holds the lock may have read the
+    database before the wish was made, so another run is asked for; that is no busy loop, because every one
+    waits ``PREDECESSOR_SECONDS`` first. On a database that is not ready or another environment's, a run
+    asked for now would fare the same: the schedule is soon enough.
+
     :param reason: who asked for the run, for the log.
     :raises ModalflowError: the database can't be reached or refuses us.
     """
@@ -58,16 +63,22 @@ def run(zygote: Zygote, reason: str = "") -> dict[str, Any]:
     resources = airflow_settings.deployed_names()
     lock = AdvisoryLock(airflow_settings.database_url(), application_name=application_name(resources.env))
     started = time.monotonic()
+    # Left behind by a run that may not work, it would silence everybody who wakes until the schedule.
+    _take_wish(resources)
     try:
         lock.acquire(wait=PREDECESSOR_SECONDS, ready=partial(_require_ready, env=resources.env))
     except (LockHeldError, ownership.OwnershipError, schema.SchemaError) as error:
         log.warning("this run does nothing: %s", error)
-        outcome = "locked" if isinstance(error, LockHeldError) else "not ready"
+        outcome = "not ready"
+        if isinstance(error, LockHeldError):
+            outcome = "locked"
+            if error.environment == resources.env:
+                _ask_for_another(resources, "the lock was held")
         return {"outcome": outcome, "reason": reason, "message": str(error)}
     with lock:
         summary = _Run(zygote, lock, config, resources, started).work()
     if summary.pop("more"):
-        _hand_over(resources)
+        _ask_for_another(resources, "hand-over")
     summary = {"reason": reason, **summary, "seconds": round(time.monotonic() - started, 3)}
     log.info("scheduler run: %s", summary)
     return summary
@@ -106,7 +117,6 @@ class _Run:
         return summary
 
     def _steps(self) -> dict[str, Any]:
-        _take_wish(self._resources)
         ended = jobs.end_predecessors(self._lock.connection, self._resources.env)
         summary: dict[str, Any] = {"predecessors": ended, "parse": self._parse()}
         scheduled = self._in_child(
@@ -238,9 +248,9 @@ def _take_wish(resources: ResourceNames) -> None:
         log.info("woken by %s", wish.get("reason"))
 
 
-def _hand_over(resources: ResourceNames) -> None:
+def _ask_for_another(resources: ResourceNames, reason: str) -> None:
     try:
-        wakeup.request_run(resources, "hand-over")
+        wakeup.request_run(resources, reason)
     except Exception as error:
         log.warning(
             "no further run could be asked for: %s: %s; the schedule will", type(error).__name__, error

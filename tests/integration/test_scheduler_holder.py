@@ -158,6 +158,18 @@ def test_lost_lock_ends_the_working_child_first(environment: Environment) -> Non
     assert (after["outcome"], after["predecessors"], after["schedule"]["running"]) == ("done", 1, 1)
 
 
+def test_wish_of_a_run_that_finds_a_predecessor_at_work_is_passed_on(
+    environment: Environment, local_modal: LocalModal
+) -> None:
+    """The predecessor may have read the database before the wish was made."""
+    with using(local_modal), scheduler_app(environment.name) as app:
+        environment.ask("wish")
+        with AdvisoryLock(environment.url, application_name=application_name(environment.name)) as lock:
+            lock.acquire()
+            assert environment.ask("run", patience=0.3)["outcome"] == "locked"
+        assert app.started() == app.wish == "the lock was held"
+
+
 def test_interrupted_run_ends_the_working_child_before_it_gives_up_the_lock(
     environment: Environment,
 ) -> None:
@@ -170,10 +182,12 @@ def test_interrupted_run_ends_the_working_child_before_it_gives_up_the_lock(
 
 
 def test_run_beside_another_environment_does_nothing_and_names_it(environment: Environment) -> None:
+    environment.ask("wish")
     with AdvisoryLock(environment.url, application_name=application_name("other")) as lock:
         lock.acquire()
         done = environment.run()
     assert done["outcome"] == "locked"
+    assert environment.ask("take") is None, "the wish is taken, so that whoever wakes later is heard"
     assert "environment 'other' schedules on the database" in done["message"]
     assert environment.sql("SELECT * FROM job") == []
 
@@ -196,10 +210,12 @@ def test_run_on_a_schema_of_another_airflow_does_nothing_and_says_what_to_do(
         ("fedcba987654", "migrated by a newer Airflow"),
     ):
         environment.sql(f"UPDATE alembic_version SET version_num = '{revision}'")
+        environment.ask("wish")
         done = environment.run()
         assert (done["outcome"], revision in done["message"]) == ("not ready", True)
         assert sentence in done["message"]
         assert "modalflow create" in done["message"]
+        assert environment.ask("take") is None
     assert environment.sql("SELECT * FROM job") == []
 
 

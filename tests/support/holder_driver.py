@@ -13,6 +13,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from airflow_provider_modal import airflow_settings
 from airflow_provider_modal.config import EnvironmentConfig, SchedulerConfig
@@ -131,7 +132,8 @@ def _answer(zygote: Zygote, request: dict[str, Any]) -> Any:
     os.environ[airflow_settings.CONNECTION] = request["url"].replace("postgresql:", "postgresql+psycopg2:", 1)
     in_database = _InDatabase(zygote, request)
     try:
-        return holder.run(in_database, "the test")  # type: ignore[arg-type]
+        with mock.patch.object(holder, "PREDECESSOR_SECONDS", request.get("patience", 15.0)):
+            return holder.run(in_database, "the test")  # type: ignore[arg-type]
     except KeyboardInterrupt:
         return {"interrupted": [child.wait(0) is not None for child in in_database.children]}
     except ModalflowError as error:
