@@ -203,6 +203,13 @@ def _put_secrets(
         done.fernet_key = fernet_key
         return status, "with a new Fernet key"
     detail = "database URL and options written, keys kept"
+    if config.fernet_key is not None:
+        # Not even whether it is the same key can be told.
+        detail += (
+            "; keys.fernet_key was not used: the environment keeps the key that it was created with, which "
+            "can't be read back or replaced. Remove it from the configuration; for another key, destroy and "
+            "create the environment"
+        )
     # Modal merges into a Secret: an option that was written once stays.
     left = sorted(set(_deployed_options(resources)) - set(config.airflow))
     if left:

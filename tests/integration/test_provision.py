@@ -137,6 +137,7 @@ def test_an_environment_from_its_beginning_to_its_end(
         )
     assert again.steps == {**done.steps, "schema": "unchanged"}
     assert "core.first" in str(details["secrets"]), "Modal keeps what was written once"
+    assert "keys.fernet_key was not used" in str(details["secrets"])
     after = secret(local_modal, resources.secrets)
     assert {key: after[key] for key in KEYS} == {key: before[key] for key in KEYS}
     assert after["AIRFLOW__CORE__SECOND"] == "2"
