@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from airflow_provider_modal import names
-from airflow_provider_modal.cli import dag_file, modal_access
+from airflow_provider_modal.cli import dag_arrival, dag_file, modal_access
 from airflow_provider_modal.cli.failures import interruptible
 from airflow_provider_modal.cli.options import env_flag, environment_command, json_option
 from airflow_provider_modal.cli.output import note, print_json, print_table, print_text, table, waiting
@@ -211,7 +211,8 @@ def trigger(
       modalflow dags trigger --env dev my_dag
       modalflow dags trigger --env dev my_dag --conf '{"day": "2025-01-01"}' --wait
 
-    Needs a DAG that the scheduler has parsed (see: dags list).
+    Needs a DAG in the environment (see: dags list). One whose file was uploaded a moment ago is waited for
+    until the scheduler has parsed it, for a minute at most.
     """
     if timeout is not None and not wait:
         raise click.UsageError("--timeout goes with --wait")
@@ -219,14 +220,12 @@ def trigger(
     if conf is not None:
         arguments["conf"] = _conf(conf)
     access = modal_access.connect(resources)
-    try:
+
+    def started() -> Any:
         with waiting("starting the run"):
-            triggered = access.control.call("dags.trigger", **arguments)
-    except NotFoundError as error:
-        raise NotFoundError(
-            f"{error}\nA file that was uploaded a moment ago may not be parsed yet, or have an import error: "
-            f"modalflow dags list{env_flag(resources)}"
-        ) from None
+            return access.control.call("dags.trigger", **arguments)
+
+    triggered = dag_arrival.when_parsed(access, started)
     if wait:
         _wait(access, dag_id, triggered["run_id"], timeout, as_json)
     elif as_json:

@@ -8,6 +8,7 @@ from typing import Any
 from airflow.api.common.trigger_dag import trigger_dag
 from airflow.exceptions import DagRunAlreadyExists, ParamValidationError
 from airflow.models.dag import DagModel
+from airflow.models.dagbundle import DagBundleModel
 from airflow.models.dagrun import DagRun
 from airflow.models.errors import ParseImportError
 from airflow.utils.session import create_session
@@ -15,12 +16,17 @@ from airflow.utils.types import DagRunTriggeredByType
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from airflow_provider_modal import names
 from airflow_provider_modal.control.times import iso, parsed
 from airflow_provider_modal.errors import ConfigError, ModalflowError, NotFoundError
 
 
 def list_dags() -> dict[str, Any]:
-    """Return all DAGs that were ever parsed, and the files that could not be."""
+    """Return all DAGs that were ever parsed, and the files that could not be.
+
+    :return: ``dags``, ``import_errors``, and ``parsed_version``: the digest of the last DAG version of which
+        every file was parsed; None before the first one.
+    """
     with create_session() as session:
         dags = session.scalars(select(DagModel).order_by(DagModel.dag_id)).all()
         errors = session.scalars(select(ParseImportError).order_by(ParseImportError.filename)).all()
@@ -38,6 +44,9 @@ def list_dags() -> dict[str, Any]:
                 }
                 for dag in dags
             ],
+            "parsed_version": session.scalar(
+                select(DagBundleModel.version).where(DagBundleModel.name == names.BUNDLE_NAME)
+            ),
             "import_errors": [
                 {"file": error.filename, "error": error.stacktrace, "at": iso(error.timestamp)}
                 for error in errors

@@ -128,6 +128,20 @@ def head(files: VolumeFiles) -> str | None:
     return _read_head(files).digest or None
 
 
+def current(files: VolumeFiles) -> str | None:
+    """Return the digest of the version that ``dags/`` holds now; None if no snapshot shows it yet.
+
+    A change that shows neither in size nor in the time of modification is only found by ``snapshot``.
+    """
+    entries = _dag_files(files)
+    head = _read_head(files)
+    if {path: (seen.size, seen.mtime) for path, seen in head.listing.items()} != {
+        path: (entry.size, entry.mtime) for path, entry in entries.items()
+    }:
+        return None
+    return head.digest or DagVersion.of({}).digest
+
+
 def default_root() -> Path:
     """Return where containers of an environment materialise versions."""
     return airflow_settings.local_root() / "dag-versions"

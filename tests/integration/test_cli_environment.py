@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from airflow_provider_modal.cli.main import cli
-from local_modal.testing import LocalModal, wait_until
+from local_modal.testing import LocalModal
 from tests.support.modal_env import using
 
 MODALFLOW = str(Path(sys.executable).with_name("modalflow"))
@@ -181,13 +181,7 @@ def test_an_environment_that_does_not_exist_is_exit_code_3(
 def test_a_run_is_followed_until_somebody_interrupts(environment: Environment) -> None:
     """The run goes on, and the command says so; the same run id again creates nothing."""
     environment.run("dags", "create", "--file", environment.write("slow.py", DAG.format(name="slow")))
-
-    def known() -> bool:
-        listed = environment.json("dags", "list")
-        assert listed["import_errors"] == []
-        return any(dag["dag_id"] == "slow" and dag["file"] == "slow.py" for dag in listed["dags"])
-
-    wait_until(known, 120, "the DAG is known")
+    # At once: the DAG is waited for until it is parsed.
     following = environment.start("dags", "trigger", "slow", "--run-id", "r", "--wait", "--json")
     try:
         assert following.stderr is not None
@@ -210,6 +204,14 @@ def test_a_run_is_followed_until_somebody_interrupts(environment: Environment) -
     assert environment.json("runs", "show", "slow", "r")["state"] in ("queued", "running")
     late = environment.run("dags", "trigger", "slow", "--run-id", "r", "--wait", "--timeout", "1", code=1)
     assert "has not ended within 1 s" in late.stderr
+
+
+def test_a_dag_whose_file_has_an_import_error_is_waited_for_and_told(environment: Environment) -> None:
+    path = environment.write("typo.py", "from airflow.sdk import dagg  # airflow dag\n")
+    environment.run("dags", "create", "--file", path, "--no-check")
+    told = environment.json("dags", "trigger", "typo", code=3)["error"]["message"]
+    assert "DAG typo does not exist" in told
+    assert "typo.py has an import error: ImportError: cannot import name 'dagg'" in told
 
 
 def test_destroy_asks_and_may_keep_the_volume(environment: Environment) -> None:

@@ -203,6 +203,7 @@ def test_dags_are_listed_with_errors(children: AirflowChildren) -> None:
     [dag] = listed["dags"]
     assert (dag["dag_id"], dag["file"], dag["paused"], dag["stale"]) == ("first", "a/first.py", False, False)
     assert dag["last_parsed"].endswith("Z")
+    assert children.sql("SELECT version FROM dag_bundle") == [(listed["parsed_version"],)]
     [error] = listed["import_errors"]
     assert error["file"] == "bad.py"
     assert "ZeroDivisionError" in error["error"]

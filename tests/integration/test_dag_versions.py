@@ -221,6 +221,18 @@ def test_an_upload_during_the_snapshot_is_never_half_in_a_version(
     assert set(snapshot(files).files.values()) == {sha("newer")}
 
 
+def test_the_current_version_is_known_until_something_changes(files: Observed, outside: VolumeFiles) -> None:
+    assert dag_versions.current(outside) == dag_versions.DagVersion.of({}).digest
+    outside.write("dags/a.py", b"1")
+    assert dag_versions.current(outside) is None
+    version = dag_versions.snapshot(files)
+    assert dag_versions.current(outside) == version.digest
+    outside.write("dags/a.py", b"22")
+    assert dag_versions.current(outside) is None
+    outside.remove("dags/a.py")
+    assert dag_versions.current(outside) is None
+
+
 def test_a_tree_that_never_holds_still_is_told(files: Observed, outside: VolumeFiles) -> None:
     put(files, a="A")
     files.after_listing = lambda: put(outside, a=f"{'A' * (len(files.did) + 2)}")
