@@ -79,7 +79,7 @@ asyncio.run(main())
 def outputs() -> dict[str, str]:
     """What a process of each path says where nobody listens, or that it took too long."""
     with closing(socket.create_server(("127.0.0.1", 0))) as server:
-        environ = client_environ(f"http://127.0.0.1:{server.getsockname()[1]}")
+        environ = client_environ(f"http://127.0.0.1:{server.getsockname()[1]}", "as-unused")
     processes = {
         path: subprocess.Popen(
             [sys.executable, "-c", code],

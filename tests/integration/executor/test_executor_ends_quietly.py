@@ -85,7 +85,7 @@ def test_a_scheduler_without_anything_to_do_does_not_even_load_modal(
 def test_a_manifest_that_cannot_be_read_is_not_waited_for(settings: pytest.MonkeyPatch, way: str) -> None:
     settings.delenv("MODALFLOW_SETTINGS")
     with closing(socket.create_server(("127.0.0.1", 0))) as nobody:
-        environ = client_environ(f"http://127.0.0.1:{nobody.getsockname()[1]}")
+        environ = client_environ(f"http://127.0.0.1:{nobody.getsockname()[1]}", "as-unused")
     ended = _ended(environ, "learning", way)
     assert ended["seconds"] < 2
     assert ended["in all"] < 25, "the Volume's own deadline is 30 s"

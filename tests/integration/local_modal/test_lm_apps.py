@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
 import uuid
+from pathlib import Path
 
 import pytest
 
@@ -58,7 +60,9 @@ def test_a_recreate_redeploy_leaves_no_old_container(isolated_server: LocalModal
 def test_what_waits_at_a_redeploy_runs_in_the_new_one(isolated_server: LocalModal) -> None:
     name = "limited"
     deploy(isolated_server, "limited", VERSION="one")
-    code = "calls = [f('version', 'limited').spawn(s) for s in (1.5, 0)]\nresult = [c.object_id for c in calls]"
+    code = (
+        "calls = [f('version', 'limited').spawn(s) for s in (1.5, 0)]\nresult = [c.object_id for c in calls]"
+    )
     first, second = client(isolated_server, code)
     wait_until(
         lambda: [t for t in isolated_server.tasks("version") if t["app_name"] == name and t["running_inputs"]]
@@ -122,12 +126,14 @@ def test_a_start_that_takes_too_long_is_a_timeout(isolated_server: LocalModal) -
 
 
 def test_an_interpreter_stands_in_for_images_that_match() -> None:
-    with LocalModal(arguments=["--image-python", f"example/other:1.*={sys.prefix}/bin/python3"]) as server:
+    interpreter = Path(os.environ.get("LOCAL_MODAL_PYTHON", sys.executable))
+    other = interpreter.with_name("python3")
+    with LocalModal(arguments=["--image-python", f"example/other:1.*={other}"]) as server:
         deploy(server, "images")
         usual, (stand_in, cwd) = client(
             server, "result = [f('usual', 'images').remote(), f('other', 'images').remote()]"
         )
-        assert stand_in == f"{sys.prefix}/bin/python3" and usual == sys.executable != stand_in
+        assert (usual, stand_in) == (str(interpreter), str(other)) and usual != stand_in
         assert server.mode != "isolated" or cwd == "/nowhere/on/the/host"
 
 
