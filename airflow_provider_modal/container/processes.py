@@ -75,6 +75,11 @@ def kill_family(leader: int) -> int:
     return len(killed)
 
 
+def children_of(parent: int) -> frozenset[int]:
+    """Return the pids of a process's children, adopted ones included."""
+    return frozenset(process.pid for process in running() if process.parent == parent)
+
+
 def send_signal(pid: int, signum: int) -> None:
     """Send a signal to a process that may be gone."""
     try:

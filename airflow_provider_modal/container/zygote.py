@@ -236,6 +236,8 @@ class _Process:
             except OSError:
                 pass  # the listener learns of the zygote's end as well, and ends all children
         if not child._spawned.wait(SPAWN_TIMEOUT):
+            # A fork that comes late finds no request, and ends.
+            ours.shutdown(socket.SHUT_RDWR)
             raise ZygoteError(f"the zygote (pid {self.pid}) did not fork within {SPAWN_TIMEOUT:g} s")
         if child.pid == 0:
             assert child._outcome is not None

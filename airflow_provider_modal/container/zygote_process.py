@@ -69,6 +69,8 @@ class _Zygote:
         self._reader = framing.Reader(control)
         self._children: dict[int, Any] = {}
         """Request id of every living child, by pid."""
+        self._helpers: frozenset[int] = frozenset()
+        """Processes that the warm-up started, such as a plugin's."""
 
     def run(self) -> None:
         try:
@@ -96,6 +98,7 @@ class _Zygote:
             traceback.print_exc()
             self._tell({"op": "failed", "error": f"{type(error).__name__}: {error}"})
             raise EOFError from error
+        self._helpers = processes.children_of(os.getpid())
         # What is alive now stays: the collector of a child need not touch, and so copy, these pages.
         gc.collect()
         gc.freeze()
@@ -156,6 +159,11 @@ class _Zygote:
                 continue
             # What it left behind would keep memory and files of the next one's container.
             processes.kill_family(pid)
+            if not self._children:
+                # A daemon in a session of its own. Whose it was can't be told once it is adopted, so what is
+                # left while another child lives ends with the last one.
+                for adopted in processes.children_of(os.getpid()) - self._helpers:
+                    processes.kill_family(adopted)
             self._tell({"op": "exited", "id": request_id, "status": status})
 
     def _tell(self, message: dict[str, Any]) -> None:

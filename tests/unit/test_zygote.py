@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from airflow_provider_modal.container import zygote as zygote_module
 from airflow_provider_modal.container.zygote import Zygote, ZygoteError
 
 HERE = str(Path(__file__).parent)
@@ -167,6 +168,36 @@ def test_orphans_are_reaped_by_the_zygote(zygote: Zygote, tmp_path: Path) -> Non
     outcome = zygote.spawn(f"{T}:orphan", {"path": str(tmp_path)}).wait(10)
     assert outcome is not None and outcome.error is None
     assert eventually(lambda: not psutil.Process(zygote.pid).children())
+
+
+def test_a_daemon_ends_with_the_last_child(zygote: Zygote) -> None:
+    other = zygote.spawn(f"{T}:sleep", {})
+    outcome = zygote.spawn(f"{T}:daemon", {}).wait(10)
+    assert outcome is not None
+    left = psutil.Process(outcome.result)
+    # It may be the other child's.
+    assert eventually(lambda: left.ppid() == zygote.pid)
+    other.kill()
+    assert other.wait(10) is not None
+    assert not alive(left.pid)
+    outcome = zygote.spawn(f"{T}:daemon", {}).wait(10)
+    assert outcome is not None and not alive(outcome.result)
+
+
+def test_a_fork_that_comes_too_late_ends(own_zygote: Zygote, monkeypatch: pytest.MonkeyPatch) -> None:
+    frozen = psutil.Process(own_zygote.pid)
+    frozen.suspend()
+    monkeypatch.setattr(zygote_module, "SPAWN_TIMEOUT", 0.2)
+    try:
+        with pytest.raises(ZygoteError, match="did not fork within"):
+            own_zygote.spawn(f"{T}:sleep", {})
+    finally:
+        frozen.resume()
+    monkeypatch.undo()
+    # Forked in the order of the requests: by now the late one is there, or has been.
+    outcome = own_zygote.spawn(f"{T}:echo", {"value": 1}).wait(10)
+    assert outcome is not None and outcome.result == 1
+    assert eventually(lambda: not frozen.children())
 
 
 def test_supervised_process_dies_with_a_killed_child(zygote: Zygote, tmp_path: Path) -> None:

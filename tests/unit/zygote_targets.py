@@ -106,6 +106,11 @@ def orphan(path: str) -> int:
     return middle
 
 
+def daemon() -> int:
+    """Leave a process in a session of its own; return its pid."""
+    return subprocess.Popen(["sleep", "60"], start_new_session=True).pid
+
+
 def ignore_sigterm(ready: str) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     Path(ready).touch()
