@@ -4,7 +4,8 @@
     and with its log shipped -> report
 
 Runs in the entry process, which talks to Modal; user code runs below the child, which does not. Whatever goes
-wrong ends in a completion with a reason, never in an exception; only a cancelled call ends as Modal expects.
+wrong ends in a completion with a reason, never in an exception; only a cancelled call, and one whose
+container Modal takes away, end as Modal expects.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ def execute(zygote: Zygote, call: Mapping[str, Any]) -> dict[str, Any]:
     :param call: ``wire.TaskCall`` on the wire.
     :return: ``wire.Completion`` on the wire; also reported to the executor.
     :raises modal.exception.InputCancellation: the call was cancelled; the task has been stopped.
+    :raises KeyboardInterrupt: Modal takes the container away; what was to report is reported, and the call's
+        next delivery finds it.
     """
     with limits.cancellation() as cancelled:
         container = _Container.of_this_process()
@@ -51,6 +54,8 @@ def execute(zygote: Zygote, call: Mapping[str, Any]) -> dict[str, Any]:
         except wire.WireError as error:
             return _refuse(container, call, str(error))
         completion = _Run(container, zygote, task_call, cancelled).to_end()
+    if cancelled.preempted:
+        raise KeyboardInterrupt
     if completion.reason == _CANCELLED:
         from modal.exception import InputCancellation
 
@@ -160,6 +165,7 @@ class _Run:
         """Run it, unless a former delivery has, and return how it ended."""
         outcome: wire.Outcome
         try:
+            self.cancelled.interruptible = True
             verdict = self._claim()
             if verdict.reported is not None:
                 self.log.note("info", str(verdict.reason))
@@ -172,6 +178,8 @@ class _Run:
         except Exception as error:
             log.exception("dispatch %s failed", self.call.dispatch)
             outcome, reason = "failed", f"the worker failed: {type(error).__name__}: {error}"
+        finally:
+            self.cancelled.interruptible = False
         return wire.Completion(
             dispatch=self.call.dispatch,
             key=self.call.key,
@@ -202,6 +210,8 @@ class _Run:
         self.zygote.ready()
         if self.cancelled.requested:
             return "failed", _CANCELLED
+        # From here on an interruption would leave a task behind that nobody stops and reports.
+        self.cancelled.interruptible = False
         oom_kills = memory.oom_kills()
         with claim.started(self.container.state, self.call, verdict.claim):
             child = self.zygote.spawn(
@@ -222,6 +232,9 @@ class _Run:
                     "an on_kill method can end earlier",
                 ),
             )
+        if ending.stopped == "preempted" and self.call.on_container_loss == "rerun":
+            # Without a report the next delivery finds a lost container, and runs the task again.
+            raise KeyboardInterrupt
         if ending.stopped is not None:
             return "failed", self._stopped(ending.stopped)
         return self._result(ending.outcome, memory.rose(oom_kills, memory.oom_kills()))
@@ -245,6 +258,11 @@ class _Run:
     def _stopped(self, stop: limits.Stop) -> str:
         if stop == "cancelled":
             return _CANCELLED
+        if stop == "preempted":
+            return (
+                "preempted: Modal took the container away before the task ended; user code has run, so it "
+                "was not started again. If the task can run twice, give it retries"
+            )
         return (
             f"timeout: the task ran longer than its limit of {self.call.timeout:g} s; set "
             "executor.task_timeout or its profile's timeout in config.yaml to more, then: modalflow create"

@@ -3,7 +3,8 @@
 Gently at first: SIGTERM to the supervisor, which passes it to the task, so that the operator's ``on_kill``
 runs and the log is complete; then, after a grace period, everything is killed. In Airflow 3 SIGTERM does no
 more than that: a plain Python function, which has no ``on_kill``, always runs on until it is killed. Modal's
-own timeout is longer than the limit by a minute: it would take the container away without a word.
+own timeout must be longer than the limit, by ``FUNCTION_MARGIN``: it would take the container away without a
+word. When Modal takes a container away for its own reasons (preemption), it says so and leaves a short while.
 """
 
 from __future__ import annotations
@@ -18,23 +19,44 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Literal
 
-from airflow_provider_modal.container.zygote import Child, Outcome
+from airflow_provider_modal.container.zygote import READY_TIMEOUT, Child, Outcome
 
 log = logging.getLogger(__name__)
 
 GRACE = 30.0
 """Seconds between SIGTERM and SIGKILL."""
+PREEMPTION_GRACE = 15.0
+"""The same once Modal takes the container away: of the 30 s that Modal waits, the report needs some, too."""
+FUNCTION_MARGIN = READY_TIMEOUT + 2 * GRACE + 120.0
+"""Seconds by which the function's timeout in Modal must exceed a task's limit. Modal counts from the input's
+start; a task's limit from its own, after claim, DAG version and a cold Airflow process, and before the stop
+(twice the grace: also a killed process is waited for) and the report. The last term is for those."""
 _POLL = 0.25
 """Seconds within which a cancellation is noticed; a child's end is noticed at once."""
 
-Stop = Literal["timeout", "cancelled"]
+Stop = Literal["timeout", "cancelled", "preempted"]
 
 
 @dataclass
 class Cancellation:
-    """Whether somebody cancelled the running input."""
+    """Whether somebody wants the running input to end.
+
+    :param requested: it was cancelled.
+    :param preempted: Modal takes the container away and will start the input again in another one.
+    :param interruptible: nothing needs to be stopped or reported yet, so ``KeyboardInterrupt`` may do its
+        work at once when the container is taken away.
+    """
 
     requested: bool = False
+    preempted: bool = False
+    interruptible: bool = False
+
+    @property
+    def stop(self) -> Stop | None:
+        """Why a task must be stopped, if it must."""
+        if self.preempted:
+            return "preempted"
+        return "cancelled" if self.requested else None
 
 
 @dataclass(frozen=True)
@@ -59,11 +81,12 @@ def await_end(
     on_stop: Callable[[Stop], None] = lambda _stop: None,
     on_kill: Callable[[float], None] = lambda _grace: None,
 ) -> Ending:
-    """Wait for a child's end; stop it when it takes too long or is cancelled.
+    """Wait for a child's end; stop it when it takes too long, is cancelled or loses its container.
 
     :param timeout: seconds it may run.
     :param cancelled: looked at several times a second.
-    :param grace: seconds between SIGTERM and SIGKILL.
+    :param grace: seconds between SIGTERM and SIGKILL; ``PREEMPTION_GRACE`` if that is less for a container
+        that is taken away.
     :param on_stop: called before SIGTERM is sent; for a line in the task's log.
     :param on_kill: called with ``grace`` before SIGKILL is sent, if it must be; for another line.
     """
@@ -74,31 +97,48 @@ def await_end(
         outcome = child.wait(min(max(left, 0), _POLL))
         if outcome is not None:
             return Ending(outcome)
-        if cancelled.requested:
-            stop = "cancelled"
+        if cancelled.stop is not None:
+            stop = cancelled.stop
             break
         if left <= 0:
             stop = "timeout"
             break
     on_stop(stop)
     child.send_signal(signal.SIGTERM)
-    outcome = child.wait(grace)
+    outcome, waited = _await_stop(child, grace, cancelled)
     if outcome is not None:
         return Ending(outcome, stop)
-    log.warning("pid %d did not end within %g s after SIGTERM and is killed", child.pid, grace)
-    on_kill(grace)
+    log.warning("pid %d did not end within %g s after SIGTERM and is killed", child.pid, waited)
+    on_kill(waited)
     child.kill()
     outcome = child.wait(grace)
     return Ending(outcome or Outcome(error="it could not be killed"), stop, killed=True)
 
 
+def _await_stop(child: Child, grace: float, cancelled: Cancellation) -> tuple[Outcome | None, float]:
+    """Wait for the end of a child that was told to stop; return it and the grace that it had."""
+    started = time.monotonic()
+    ends, shortened = started + grace, False
+    while True:
+        if cancelled.preempted and not shortened:
+            ends, shortened = min(ends, time.monotonic() + PREEMPTION_GRACE), True
+        left = ends - time.monotonic()
+        outcome = child.wait(min(max(left, 0), _POLL))
+        if outcome is not None or left <= 0:
+            return outcome, round(ends - started, 1)
+
+
 @contextmanager
 def cancellation() -> Iterator[Cancellation]:
-    """Note Modal's cancellation of the running input instead of being interrupted by it.
+    """Note Modal's cancellation of the running input, and the loss of its container, instead of being
+    interrupted by them.
 
-    Modal sends SIGUSR1 to the main thread, whose handler raises ``InputCancellation`` wherever that happens
-    to be, again and again until the input ends; stopping a task takes longer than that. Off the main thread
-    there is nothing to catch: Modal runs synchronous functions in it.
+    For a cancellation Modal sends SIGUSR1 to the main thread, whose handler raises ``InputCancellation``
+    wherever that happens to be, again and again until the input ends; stopping a task takes longer than that.
+    For a preemption it sends SIGINT and kills the container a while later
+    (https://modal.com/docs/guide/preemption); whoever has noted it must raise ``KeyboardInterrupt`` in the
+    end, with which Modal's runtime ends. Off the main thread there is nothing to catch: Modal runs synchronous
+    functions in it.
     """
     found = Cancellation()
     if threading.current_thread() is not threading.main_thread():
@@ -108,8 +148,17 @@ def cancellation() -> Iterator[Cancellation]:
     def note(_signum: int, _frame: FrameType | None) -> None:
         found.requested = True
 
-    former = signal.signal(signal.SIGUSR1, note)
+    def note_preemption(_signum: int, _frame: FrameType | None) -> None:
+        found.preempted = True
+        if found.interruptible:
+            raise KeyboardInterrupt
+
+    former = {
+        signum: signal.signal(signum, handler)
+        for signum, handler in ((signal.SIGUSR1, note), (signal.SIGINT, note_preemption))
+    }
     try:
         yield found
     finally:
-        signal.signal(signal.SIGUSR1, former)
+        for signum, handler in former.items():
+            signal.signal(signum, handler)

@@ -198,6 +198,26 @@ def test_task_whose_container_is_lost_is_not_run_twice(environment: Environment)
     assert any("was lost" in line for line in log)
 
 
+def test_preempted_task_is_stopped_and_reported_once(environment: Environment) -> None:
+    call = environment.queued("patient")
+    started, killed = (len(environment.recorder.events(event)) for event in ("started", "on_kill"))
+    spawned = environment.spawn(call.to_wire())
+    environment.recorder.wait_for("started", started + 1)
+    taken = wait_until(lambda: environment.server.tasks(names.EXECUTE_TASK), 10)[0]["task_id"]
+    environment.server.control("kill", task_id=taken, signal="SIGINT")
+    environment.recorder.wait_for("on_kill", killed + 1, timeout=30)
+    completion = environment.event(call)
+    assert completion.outcome == "failed" and str(completion.reason).startswith("preempted:")
+    assert completion.container == taken
+    # Modal delivers the call again; the next container finds what happened.
+    assert wire.Completion.from_wire(spawned.get(timeout=120)) == completion
+    assert environment.event(call) == completion
+    assert taken not in [task["task_id"] for task in environment.server.tasks(names.EXECUTE_TASK)]
+    assert len(environment.recorder.events("started")) == started + 1
+    log = "\n".join(environment.log(call))
+    assert "preempted:" in log and "stopped by on_kill" in log
+
+
 def test_what_was_reported_stands_when_modal_delivers_again(environment: Environment) -> None:
     call = environment.queued("quick")
     started = len(environment.recorder.events("started"))

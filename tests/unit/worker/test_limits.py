@@ -45,6 +45,24 @@ def test_child_is_told_to_stop(zygote: Zygote, timeout: float, requested: bool, 
     assert told == [why]
 
 
+def test_grace_is_shorter_in_a_container_that_is_taken_away(
+    zygote: Zygote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "PREEMPTION_GRACE", 0.2)
+    ready = tmp_path / "ready"
+    child = zygote.spawn("zygote_targets:ignore_sigterm", {"ready": str(ready)})
+    wait_until(ready.exists, 10, "it ignores SIGTERM")
+    cancelled = limits.Cancellation(requested=True)
+
+    def take_away(stop: limits.Stop) -> None:
+        assert stop == "cancelled"
+        cancelled.preempted = True
+
+    started = time.monotonic()
+    assert limits.await_end(child, 60, cancelled, on_stop=take_away).killed
+    assert time.monotonic() - started < 10
+
+
 @pytest.mark.parametrize(("timeout", "requested", "why"), [(0.1, False, "timeout"), (60, True, "cancelled")])
 def test_child_that_does_not_stop_is_killed(
     zygote: Zygote, tmp_path: Path, timeout: float, requested: bool, why: str
@@ -75,6 +93,17 @@ def test_cancellation_is_noted_not_raised() -> None:
         assert signal.getsignal(signal.SIGUSR1) is modals
     finally:
         signal.signal(signal.SIGUSR1, former)
+
+
+def test_preemption_is_noted_once_something_runs() -> None:
+    former = signal.getsignal(signal.SIGINT)
+    with limits.cancellation() as cancelled:
+        signal.raise_signal(signal.SIGINT)
+        assert cancelled.stop == "preempted"
+        cancelled.interruptible = True
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is former
 
 
 def test_cancellation_off_the_main_thread_is_harmless() -> None:
