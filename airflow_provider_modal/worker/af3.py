@@ -118,6 +118,8 @@ def supervise(workload: str, lost_container: str | None = None) -> dict[str, Any
             token="",
             client=_client(transport),
             log_path=task.log_path,
+            # Modal's own log of the call has the task's lines, too, as a local executor's output does.
+            **_if_accepted("subprocess_logs_to_stdout", True),
             **_if_accepted("sentry_integration", getattr(task, "sentry_integration", "")),
         )
     except Exception as error:
@@ -126,6 +128,10 @@ def supervise(workload: str, lost_container: str | None = None) -> dict[str, Any
         log.exception("Airflow's supervisor failed")
         what = "failed while the task ran" if transport.started else "could not start the task"
         return _ended("failed", f"Airflow's supervisor {what}: {type(error).__name__}: {error}")
+    if transport.taken_back is not None:
+        # Its state in the database is somebody's decision; "failed" would overrule it, and a task that was
+        # cleared while it ran would not be run again.
+        return _ended("done", f"Airflow took the running task back: {transport.taken_back}", exit_code)
     if exit_code != 0:
         # Airflow's own word on this is only a log line; with retries left it does not even write the state.
         return _ended("failed", f"{_death(exit_code)} before it could tell Airflow how it ended", exit_code)
@@ -206,8 +212,12 @@ def _await_single_thread(timeout: float = 5.0) -> None:
         time.sleep(0.01)
 
 
+_REFUSALS = (httpx.codes.NOT_FOUND, httpx.codes.CONFLICT, httpx.codes.GONE)
+"""What the execution API answers about a task instance that this copy may not run, or no longer."""
+
+
 class _LazyTransport(httpx.BaseTransport):
-    """Airflow's in-process transport, made with the first request, and what became of the start request.
+    """Airflow's in-process transport, made with the first request, and what Airflow said of this copy.
 
     Made any earlier, its threads would run in the process that forks the task.
     """
@@ -218,6 +228,8 @@ class _LazyTransport(httpx.BaseTransport):
         """The database says that this copy of the task runs."""
         self.start_refused: str | None = None
         """Why another copy counts, or none does."""
+        self.taken_back: str | None = None
+        """Why the task, which was running, must not run any more: somebody cleared or marked it."""
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         if self._transport is None:
@@ -226,20 +238,24 @@ class _LazyTransport(httpx.BaseTransport):
         if request.url.path.endswith("/run") and not self.started:
             response.read()
             self._note_start(response)
+        elif request.url.path.endswith("/heartbeat") and response.status_code in _REFUSALS:
+            response.read()
+            self.taken_back = _detail(response)
         return response
 
     def _note_start(self, response: httpx.Response) -> None:
         if response.is_success:
             self.started = True
-        elif response.status_code in (httpx.codes.NOT_FOUND, httpx.codes.CONFLICT, httpx.codes.GONE):
+        elif response.status_code in _REFUSALS:
             self.start_refused = _detail(response)
 
 
 def _detail(response: httpx.Response) -> str:
     try:
         detail = json.loads(response.text)["detail"]
-        state = f" (its state is {detail['previous_state']})" if "previous_state" in detail else ""
-        return f"{detail['message']}{state}"
+        # The one where a start is refused, the other where a heartbeat is.
+        state = detail.get("previous_state") or detail.get("current_state")
+        return detail["message"] + (f" (its state is {state})" if state else "")
     except (ValueError, KeyError, TypeError):
         return response.text
 

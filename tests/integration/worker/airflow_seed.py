@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,15 @@ def queue_task(dag_id: str, task_id: str, run_id: str) -> str:
         instance.try_number = 1
         session.flush()
         return ExecuteTask.make(instance).model_dump_json()
+
+
+def supervise_into(path: str, workload: str) -> dict[str, Any]:
+    """Run a task with this process's standard output in a file."""
+    from airflow_provider_modal.worker import af3
+
+    with open(path, "w") as file:
+        os.dup2(file.fileno(), 1)
+    return af3.supervise(workload)
 
 
 def task_row(dag_id: str, task_id: str, run_id: str) -> dict[str, Any]:

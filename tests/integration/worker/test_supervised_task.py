@@ -98,6 +98,20 @@ def test_task_runs_to_its_end(worker: Worker) -> None:
     assert "printed by the task" in task.log
 
 
+def test_output_is_in_the_log_once_and_in_the_containers_own_output(worker: Worker) -> None:
+    task = worker.queue("quick")
+    output = worker.root / "output"
+    child = worker.zygote.spawn(
+        "airflow_seed:supervise_into",
+        {"path": str(output), "workload": task.workload},
+        {"RECORD": str(task.record_path)},
+    )
+    outcome = child.wait(60)
+    assert outcome is not None and outcome.result["outcome"] == "done"
+    assert task.log.count("printed by the task") == 1
+    assert "printed by the task" in output.read_text()
+
+
 def test_start_and_end_are_quick(worker: Worker) -> None:
     worker.queue("quick").run()
     starts, tails = [], []
@@ -129,6 +143,21 @@ def test_killed_task_ends_with_a_reason(worker: Worker) -> None:
     ended = task.run()
     assert ended["outcome"] == "failed" and ended["exit_code"] == -signal.SIGKILL
     assert "killed by signal 9 (SIGKILL)" in ended["reason"]
+
+
+@pytest.mark.parametrize("state", ["restarting", "success"])
+def test_task_that_is_taken_back_while_it_runs_is_done(worker: Worker, state: str) -> None:
+    task = worker.queue("stubborn")
+    child = task.spawn()
+    task.await_start()
+    where = {"dag_id": DAG, "task_id": "stubborn", "run_id": task.run_id}
+    # As a clear in the UI ("restarting") or a mark does.
+    worker.call("set_task_row", **where, values={"state": state})
+    outcome = child.wait(60)
+    assert outcome is not None and outcome.error is None
+    assert outcome.result["outcome"] == "done" and outcome.result["exit_code"] != 0
+    assert "took the running task back" in outcome.result["reason"] and state in outcome.result["reason"]
+    assert task.row["state"] == state
 
 
 def test_second_copy_is_obsolete_while_the_first_runs(worker: Worker) -> None:
