@@ -137,8 +137,8 @@ def cancellation() -> Iterator[Cancellation]:
     wherever that happens to be, again and again until the input ends; stopping a task takes longer than that.
     For a preemption it sends SIGINT and kills the container a while later
     (https://modal.com/docs/guide/preemption); whoever has noted it must raise ``KeyboardInterrupt`` in the
-    end, with which Modal's runtime ends. Off the main thread there is nothing to catch: Modal runs synchronous
-    functions in it.
+    end, with which Modal's runtime ends. Off the main thread there is nothing to catch: Modal runs
+    synchronous functions in it.
     """
     found = Cancellation()
     if threading.current_thread() is not threading.main_thread():
