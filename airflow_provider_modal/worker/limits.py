@@ -3,7 +3,7 @@
 Gently at first: SIGTERM to the supervisor, which passes it to the task, so that the operator's ``on_kill``
 runs and the log is complete; then, after a grace period, everything is killed. In Airflow 3 SIGTERM does no
 more than that: a plain Python function, which has no ``on_kill``, always runs on until it is killed. Modal's
-own timeout must be longer than the limit, by ``FUNCTION_MARGIN``: it would take the container away without a
+own timeout is longer than the limit by ``config.CALL_MARGIN_SECONDS``: it would take the container away without a
 word. When Modal takes a container away for its own reasons (preemption), it says so and leaves a short while.
 """
 
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Literal
 
-from airflow_provider_modal.container.zygote import READY_TIMEOUT, Child, Outcome
+from airflow_provider_modal.container.zygote import Child, Outcome
 
 log = logging.getLogger(__name__)
 
@@ -27,10 +27,6 @@ GRACE = 30.0
 """Seconds between SIGTERM and SIGKILL."""
 PREEMPTION_GRACE = 15.0
 """The same once Modal takes the container away: of the 30 s that Modal waits, the report needs some, too."""
-FUNCTION_MARGIN = READY_TIMEOUT + 2 * GRACE + 120.0
-"""Seconds by which the function's timeout in Modal must exceed a task's limit. Modal counts from the input's
-start; a task's limit from its own, after claim, DAG version and a cold Airflow process, and before the stop
-(twice the grace: also a killed process is waited for) and the report. The last term is for those."""
 _POLL = 0.25
 """Seconds within which a cancellation is noticed; a child's end is noticed at once."""
 
