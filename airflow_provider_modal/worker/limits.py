@@ -3,8 +3,8 @@
 Gently at first: SIGTERM to the supervisor, which passes it to the task, so that the operator's ``on_kill``
 runs and the log is complete; then, after a grace period, everything is killed. In Airflow 3 SIGTERM does no
 more than that: a plain Python function, which has no ``on_kill``, always runs on until it is killed. Modal's
-own timeout is longer than the limit by ``config.CALL_MARGIN_SECONDS``: it would take the container away without a
-word. When Modal takes a container away for its own reasons (preemption), it says so and leaves a short while.
+own timeout, which takes the container away without a word, is longer by ``config.CALL_MARGIN_SECONDS``. When
+Modal takes a container away for its own reasons (preemption), it says so and leaves a short while.
 """
 
 from __future__ import annotations
