@@ -26,7 +26,8 @@ log = logging.getLogger(__name__)
 GRACE = 30.0
 """Seconds between SIGTERM and SIGKILL."""
 PREEMPTION_GRACE = 15.0
-"""The same once Modal takes the container away: of the 30 s that Modal waits, the report needs some, too."""
+"""The same once Modal takes the container away. Modal's guide names no figure for how long it waits; the
+report must fit into it, too."""
 _POLL = 0.25
 """Seconds within which a cancellation is noticed; a child's end is noticed at once."""
 
