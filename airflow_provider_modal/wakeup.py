@@ -47,7 +47,7 @@ def request_run(resources: names.ResourceNames, reason: str, *, force: bool = Fa
 
 
 def take_wish(state: modal.Dict) -> dict[str, Any] | None:
-    """Pop the pending wish: the first thing a run does once it holds the lock."""
+    """Pop the pending wish: the first thing a run does, before it reads the database."""
     return state.pop(names.WAKE_KEY, None)
 
 
