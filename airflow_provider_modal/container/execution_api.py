@@ -1,4 +1,4 @@
-"""How does a container come up without building an API for clients that it will never meet?
+"""Airflow's execution API inside a container: how is it asked, and what of it need not be built?
 
 Airflow's execution API speaks every version since 3.0; building the routes and models of all of them takes
 most of a worker's start. In a container the only client is the task SDK installed beside it, which speaks the
@@ -15,6 +15,19 @@ import logging
 from typing import Any
 
 log = logging.getLogger(__name__)
+
+IN_PROCESS_URL = "http://in-process.invalid./"
+"""Any URL: the transport ignores the host. RFC 6761 keeps ``invalid`` from ever resolving."""
+
+
+def in_process_client(transport: Any) -> Any:
+    """Return the task SDK's client over a transport of ``InProcessExecutionAPI``."""
+    from airflow.sdk.api.client import Client
+
+    # "dry run" is how Airflow spells a client without server; the given transport replaces its dummy.
+    client = Client(base_url=None, token="", dry_run=True, transport=transport)
+    client.base_url = IN_PROCESS_URL
+    return client
 
 
 def leave_out_old_versions() -> None:

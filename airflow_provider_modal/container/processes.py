@@ -88,6 +88,14 @@ def send_signal(pid: int, signum: int) -> None:
         pass
 
 
+def signal_name(signum: int, otherwise: str = "unknown") -> str:
+    """Return ``SIGKILL`` for 9; ``otherwise`` for a number that Python has no name for."""
+    try:
+        return signal.Signals(signum).name
+    except ValueError:
+        return otherwise
+
+
 def die_with_parent(signum: int = signal.SIGKILL) -> None:
     """Have the kernel send this process a signal when the thread that forked it ends; see prctl(2).
 

@@ -19,7 +19,6 @@ import json
 import logging
 import os
 import selectors
-import signal
 import socket
 import subprocess
 import sys
@@ -119,7 +118,11 @@ class Child:
         code = os.waitstatus_to_exitcode(status)
         answer = self._answer or {}
         if code < 0:
-            self._finish(Outcome(error=f"it was killed by signal {-code} ({_name(-code)})", signal=-code))
+            self._finish(
+                Outcome(
+                    error=f"it was killed by signal {-code} ({processes.signal_name(-code)})", signal=-code
+                )
+            )
         elif "result" in answer:
             self._finish(Outcome(result=answer["result"], exit_code=code))
         else:
@@ -272,7 +275,7 @@ class _Process:
                     if key.data._reader.ended:
                         self._forget(key.data)
         code = self._process.wait()
-        how = f"exit code {code}" if code >= 0 else f"signal {-code} ({_name(-code)})"
+        how = f"exit code {code}" if code >= 0 else f"signal {-code} ({processes.signal_name(-code)})"
         if not self._settled.is_set():
             self._failure = f"it ended during its start with {how}; its output says why"
             self._settled.set()
@@ -313,10 +316,3 @@ class _Process:
             self._selector.unregister(child._own)
         except KeyError:
             pass  # it had closed its side before it ended
-
-
-def _name(signum: int) -> str:
-    try:
-        return signal.Signals(signum).name
-    except ValueError:
-        return "unknown"

@@ -16,6 +16,7 @@ import os
 import signal
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from airflow.utils.session import create_session
 from sqlalchemy import func, select
 
 from airflow_provider_modal.container import processes
+from airflow_provider_modal.container.execution_api import in_process_client
 from airflow_provider_modal.scheduler.parsing import CALLBACK_SECONDS, Limits, death_error, timeout_error
 
 log = logging.getLogger(__name__)
@@ -63,7 +65,7 @@ class _ClientOnDemand:
     It comes with a whole web application, and with a thread in the process that forks.
     """
 
-    def __init__(self, make: functools.partial[Any]) -> None:
+    def __init__(self, make: Callable[[], Any]) -> None:
         self._make = make
 
     def __getattr__(self, name: str) -> Any:
@@ -280,16 +282,8 @@ class BoundedManager(DagFileProcessorManager):
     def client(self) -> Any:
         """What children are answered with."""
         if self._answers is None:
-            self._answers = _ClientOnDemand(functools.partial(_make_client, self._api_server))
+            self._answers = _ClientOnDemand(lambda: in_process_client(self._api_server.transport))
         return self._answers
-
-
-def _make_client(api_server: Any) -> Any:
-    from airflow.sdk.api.client import Client
-
-    client = Client(base_url=None, token="", dry_run=True, transport=api_server.transport)
-    client.base_url = "http://in-process.invalid./"
-    return client
 
 
 def _failure(file: DagFileInfo, text: str) -> DagFileParsingResult:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 from dataclasses import dataclass
 
+from airflow_provider_modal.container.processes import signal_name
+
 REPORT_SECONDS = 1.0
 """Airflow interrupts a file by itself at the limit and reports where it was; only a file that can't be
 interrupted is killed, after this much more."""
@@ -49,11 +51,7 @@ def death_error(file: str, exit_code: int | None) -> str:
     :param exit_code: as in ``subprocess``: negative for a signal; None if nobody knows.
     """
     if exit_code is not None and exit_code < 0:
-        try:
-            name = signal.Signals(-exit_code).name
-        except ValueError:
-            name = str(-exit_code)
-        how = f"was killed by {name}"
+        how = f"was killed by {signal_name(-exit_code, str(-exit_code))}"
         advice = (
             "Probably the scheduler's container was out of memory: load less when the file is imported."
             if -exit_code == signal.SIGKILL

@@ -31,13 +31,15 @@ from uuid import UUID
 
 import httpx
 
-from airflow_provider_modal.container.execution_api import leave_out_old_versions
+from airflow_provider_modal.container.execution_api import (
+    IN_PROCESS_URL,
+    in_process_client,
+    leave_out_old_versions,
+)
+from airflow_provider_modal.container.processes import signal_name
 from airflow_provider_modal.wire import Outcome
 
 log = logging.getLogger(__name__)
-
-IN_PROCESS_URL = "http://in-process.invalid./"
-"""Any URL: the transport ignores the host. RFC 6761 keeps ``invalid`` from ever resolving."""
 
 PRELOADED = (
     "airflow.executors.workloads",
@@ -116,7 +118,7 @@ def supervise(workload: str, lost_container: str | None = None) -> dict[str, Any
             bundle_info=task.bundle_info,
             dag_rel_path=task.dag_rel_path,
             token="",
-            client=_client(transport),
+            client=in_process_client(transport),
             log_path=task.log_path,
             # Modal's own log of the call has the task's lines, too, as a local executor's output does.
             **_if_accepted("subprocess_logs_to_stdout", True),
@@ -141,11 +143,7 @@ def supervise(workload: str, lost_container: str | None = None) -> dict[str, Any
 def _death(exit_code: int) -> str:
     if exit_code >= 0:
         return f"the task's process exited with code {exit_code}"
-    try:
-        name = signal.Signals(-exit_code).name
-    except ValueError:
-        name = "unknown"
-    return f"the task's process was killed by signal {-exit_code} ({name})"
+    return f"the task's process was killed by signal {-exit_code} ({signal_name(-exit_code)})"
 
 
 def _ended(outcome: Outcome, reason: str | None, exit_code: int | None = None) -> dict[str, Any]:
@@ -258,15 +256,6 @@ def _detail(response: httpx.Response) -> str:
         return detail["message"] + (f" (its state is {state})" if state else "")
     except (ValueError, KeyError, TypeError):
         return response.text
-
-
-def _client(transport: httpx.BaseTransport) -> Any:
-    from airflow.sdk.api.client import Client
-
-    # "dry run" is how Airflow spells a client without server; the given transport replaces its dummy.
-    client = Client(base_url=None, token="", dry_run=True, transport=transport)
-    client.base_url = httpx.URL(IN_PROCESS_URL)
-    return client
 
 
 def _supervise_task() -> Callable[..., int]:
