@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import signal
-import threading
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -173,11 +171,18 @@ def test_interrupted_migration_has_ended_when_the_lock_is_free(
 
         child: Child
 
-        def spawn(self, target: str, args: Mapping[str, Any], env: Any = None) -> Child:
-            self.child = children.spawn("time:sleep", secs=60)
-            # As Modal does when it takes the container away.
-            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
-            return self.child
+        def spawn(self, target: str, args: Mapping[str, Any], env: Any = None) -> Any:
+            self.child = children.spawn("signal:pause")
+            return self
+
+        def wait(self, seconds: float) -> Outcome | None:
+            if seconds:
+                # As Modal does when it takes the container away.
+                signal.raise_signal(signal.SIGINT)
+            return self.child.wait(seconds)
+
+        def kill(self) -> None:
+            self.child.kill()
 
     _ask(children, "claim_database")
     lasting = Lasting()
