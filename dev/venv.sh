@@ -4,6 +4,8 @@
 # .dev/venvs, made from dev/constraints and reused until those or pyproject.toml change. Nothing outside the
 # checkout is touched.
 #
+# `make_modal_venv VERSION` makes a small one more: that modal and what dev/local_modal needs, without Airflow.
+#
 # IMAGE stands in for the image of Modal's containers: Airflow and everything else, but not this checkout, so that
 # what does not travel to the containers is missing there. VENV sees the same packages and the checkout.
 
@@ -13,12 +15,16 @@ PYTHON=${PYTHON:-python3}
 
 say() { printf '%s\n' "$*" >&2; }
 
-make_venv() {
-    local version pins stamp
-    if ! version=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null); then
+python_version() {
+    if ! "$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null; then
         say "No Python found as '$PYTHON': install Python 3.10 or later, or set PYTHON to its path."
         return 2
     fi
+}
+
+make_venv() {
+    local version pins stamp
+    version=$(python_version) || return
     pins=$ROOT/dev/constraints/airflow-$AIRFLOW_VERSION-py$version.txt
     if [ ! -f "$pins" ]; then
         say "Airflow $AIRFLOW_VERSION is not set up for Python $version ($PYTHON). There are:"
@@ -49,6 +55,25 @@ make_venv() {
     ln -sf "$IMAGE/bin/ruff" "$VENV/bin/ruff" && ln -sf "$IMAGE/bin/uv" "$VENV/bin/uv" || return 1
     sed "1s|.*|#!$VENV/bin/python|" "$IMAGE/bin/airflow" >"$VENV/bin/airflow" && chmod +x "$VENV/bin/airflow" || return 1
     printf '%s' "$stamp" >"$VENV/.stamp"
+}
+
+# Sets MODAL_VENV. Uses uv of the first pair, which must exist.
+make_modal_venv() {
+    local version pins stamp
+    version=$(python_version) || return
+    pins=$ROOT/dev/constraints/modal-$1-py$version.txt
+    if [ ! -f "$pins" ]; then
+        say "modal $1 is not set up for Python $version: add it with dev/constraints/make modal $1 $version."
+        return 2
+    fi
+    MODAL_VENV=$ROOT/.dev/venvs/modal-$1-py$version
+    stamp=$(cksum <"$pins")
+    if [ "$(cat "$MODAL_VENV/.stamp" 2>/dev/null)" = "$stamp" ]; then return 0; fi
+    say "Installing modal $1 for Python $version below .dev/venvs; once, a few seconds ..."
+    rm -rf "$MODAL_VENV"
+    "$PYTHON" -m venv --without-pip "$MODAL_VENV" >&2 || return 1
+    "$IMAGE/bin/uv" pip install --quiet --compile-bytecode --python "$MODAL_VENV/bin/python" -r "$pins" >&2 || return 1
+    printf '%s' "$stamp" >"$MODAL_VENV/.stamp"
 }
 
 make_venv || exit $?

@@ -17,6 +17,8 @@ from local_modal.testing import LocalModal
 
 APPS = Path(__file__).parent / "apps"
 CLIENT_SECONDS = 120
+MODES = os.environ.get("LOCAL_MODAL_TEST_MODES", "isolated shared").split()
+"""The isolation modes that the `server` fixture goes through."""
 LEAK = {"LEAKED": "from the server's own environment"}
 
 
@@ -162,9 +164,9 @@ def shared_server() -> Iterator[LocalModal]:
         yield server
 
 
-@pytest.fixture(params=["isolated", "shared"])
+@pytest.fixture(params=MODES)
 def server(request: pytest.FixtureRequest) -> LocalModal:
-    """Both kinds of server, one after the other."""
+    """Both kinds of server, one after the other (`MODES`)."""
     found: LocalModal = request.getfixturevalue(f"{request.param}_server")
     if request.param == "isolated" and found.mode != "isolated":
         if os.environ.get("CI"):

@@ -23,7 +23,7 @@ def connected(server: LocalModal) -> Iterator[modal.Client]:
     try:
         yield client
     finally:
-        client.close()
+        client.__exit__(None, None, None)  # modal 1.5 has no close()
 
 
 def unique(prefix: str) -> str:

@@ -12,13 +12,13 @@ import modal
 import pytest
 
 from local_modal.testing import LocalModal, wait_until
-from tests.integration.local_modal.conftest import deploy
+from tests.integration.local_modal.conftest import MODES, deploy
 from tests.integration.local_modal.sdk import connected, unique
 
 Container = Callable[..., Any]
 
 
-@pytest.fixture(scope="module", params=["isolated", "shared"])
+@pytest.fixture(scope="module", params=MODES)
 def served(request: pytest.FixtureRequest) -> Iterator[tuple[LocalModal, modal.Client]]:
     """Both kinds of server with the app deployed."""
     server: LocalModal = request.getfixturevalue(f"{request.param}_server")
