@@ -9,6 +9,8 @@ Modal is imported.
     hostname        in isolated mode
     scratch         an empty directory of this container, the mount point of its new root
     binds           [{"target", "source", "read_only"}]: what the container sees at these absolute paths
+    overlays        [{"target", "lower", "upper", "work", "options"}]: mounted at these directories of the
+                    host before anything is bound, for this container only; a bind's source may be one
     (isolated mode) module          what runs, as `python -m` would argv            its arguments
 
 Isolated mode makes three processes: this one waits in the host's pid namespace, pid 1 of the container reaps
@@ -28,6 +30,7 @@ import os
 import runpy
 import signal
 import sys
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWUSER, CLONE_NEWPID = 0x20000, 0x4000000, 0x10000000, 0x20000000
@@ -131,7 +134,7 @@ def become_init(spec: dict[str, Any]) -> NoReturn:
     """Pid 1: host name, file tree, then the entry process; when that ends, the kernel ends all the others."""
     name = spec["hostname"].encode()
     _check(_libc.sethostname(name, len(name)), "sethostname")
-    enter_root(spec["scratch"], spec["binds"])
+    enter_root(spec["scratch"], spec["binds"], spec.get("overlays", ()))
     entry = os.fork()
     if entry == 0:
         die_with_parent(signal.SIGKILL, 1)
@@ -141,9 +144,12 @@ def become_init(spec: dict[str, Any]) -> NoReturn:
     os._exit(reap_until(entry))
 
 
-def enter_root(scratch: str, binds: list[dict[str, Any]]) -> None:
+def enter_root(scratch: str, binds: list[dict[str, Any]], overlays: Iterable[dict[str, str]] = ()) -> None:
     """Build the container's file tree and make it the root of this mount namespace."""
     _mount("none", "/", None, MS_REC | MS_PRIVATE)
+    for overlay in overlays:
+        layers = f"lowerdir={overlay['lower']},upperdir={overlay['upper']},workdir={overlay['work']}"
+        _mount("overlay", overlay["target"], "overlay", 0, f"{layers},{overlay['options']}")
     _mount("tmpfs", scratch, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
     tree: dict[str, Any] = {}
     for bind in binds:
