@@ -95,6 +95,10 @@ def _parser() -> argparse.ArgumentParser:
         help="between SIGINT to a container that must end and SIGKILL (default: %(default)s)",
     )  # fmt: skip
     serve.add_argument(
+        "--preemption-grace", type=float, default=Options.preemption_grace, metavar="SECONDS",
+        help="the same for a container that is preempted (default: %(default)s, as at Modal)",
+    )  # fmt: skip
+    serve.add_argument(
         "--cancel-limit", type=float, default=Options.cancel_limit, metavar="SECONDS",
         help="how long user code may ignore a cancel before its container is ended (default: %(default)s)",
     )  # fmt: skip
@@ -113,13 +117,13 @@ def _parser() -> argparse.ArgumentParser:
         "fault", help="make containers fail", description=FAULT, formatter_class=formatter
     )
     faults = fault.add_subparsers(required=True, metavar="FAULT")
-    for name in ("tasks", "kill", "redeliver", "fire"):
+    for name in ("tasks", "kill", "preempt", "redeliver", "fire"):
         sub = faults.add_parser(name)
         _add_state_dir(sub)
         sub.set_defaults(command=_fault, fault=name)
-        if name in ("kill", "redeliver"):
+        if name in ("kill", "preempt", "redeliver"):
             sub.add_argument("--task-id", help="the container (ta-...)")
-        if name in ("kill", "fire"):
+        if name in ("kill", "preempt", "fire"):
             sub.add_argument("--function-name")
             sub.add_argument("--app-name")
         if name == "kill":
@@ -157,6 +161,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         image_pythons=tuple(pairs),
         cancel_limit=arguments.cancel_limit,
         stop_grace=arguments.stop_grace,
+        preemption_grace=arguments.preemption_grace,
     )
     asyncio.run(_run(options))
     return 0

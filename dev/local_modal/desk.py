@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from grpclib.const import Status
 from modal_proto import api_pb2 as api
 
-from local_modal.model import Input, Task
+from local_modal.model import Input
 from local_modal.rpc import RpcError
 
 if TYPE_CHECKING:
@@ -45,22 +45,24 @@ class Desk:
             if task.redeliveries and task_id in self._engine.scheduler.slots:
                 again = task.redeliveries.pop(0)
                 self._engine.scheduler.redeliver(task_id, again.input_id, now)
-                return api.FunctionGetInputsResponse(inputs=[self._hand_out(task, again)])
+                again.running_on.add(task_id)
+                return api.FunctionGetInputsResponse(inputs=[self._item(again)])
             handout = self._engine.scheduler.claim(task_id, now)
             if handout.exit:
                 return api.FunctionGetInputsResponse(inputs=[api.FunctionGetInputsItem(kill_switch=True)])
             self._engine.kick()
             if handout.input_ids:
-                items = [
-                    self._hand_out(task, self._engine.ledger.inputs[input_id])
-                    for input_id in handout.input_ids
-                ]
-                return api.FunctionGetInputsResponse(inputs=items)
+                items = [self._engine.ledger.inputs[input_id] for input_id in handout.input_ids]
+                for item in items:
+                    item.queued = False
+                    # From here on, what a preempted container still answers for it doesn't count.
+                    item.running_on = {task_id}
+                return api.FunctionGetInputsResponse(inputs=[self._item(item) for item in items])
             if not await self._engine.wait(task.inputs_wake, deadline - now):
                 return api.FunctionGetInputsResponse()
 
-    def _hand_out(self, task: Task, item: Input) -> api.FunctionGetInputsItem:
-        item.running_on.add(task.task_id)
+    @staticmethod
+    def _item(item: Input) -> api.FunctionGetInputsItem:
         return api.FunctionGetInputsItem(
             input_id=item.input_id,
             input=item.payload,

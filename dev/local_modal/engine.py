@@ -11,27 +11,22 @@ import logging
 from collections.abc import Coroutine, Iterable
 from typing import TYPE_CHECKING, Any
 
+from grpclib.const import Status
 from modal_proto import api_pb2 as api
 
 from local_modal import ids
 from local_modal.ledger import Ledger
 from local_modal.model import App, Call, Input, Task
+from local_modal.outcomes import Outcomes
 from local_modal.rpc import RpcError
-from local_modal.scheduler import (
-    START_FAILURES_TOLERATED,
-    PoolKey,
-    PoolSettings,
-    Scheduler,
-    restart_delay,
-)
+from local_modal.scheduler import START_FAILURES_TOLERATED, PoolKey, PoolSettings, Scheduler
+from local_modal.stopping import Stopper
 
 if TYPE_CHECKING:
     from local_modal.server import Server
 
 log = logging.getLogger(__name__)
 
-LOSSES_TOLERATED = 3
-"""Containers that may die under an input of an ephemeral app; for a deployed app it starts again for ever."""
 CRASHES_BEFORE_READY_TOLERATED = 5
 """Containers that may die before their first request without having said why."""
 SERVER_STOP_GRACE = 3.0
@@ -45,6 +40,8 @@ class Engine:
         self.server = server
         self.scheduler = Scheduler(server.options.max_containers, server.options.cancel_limit)
         self.ledger = Ledger(server)
+        self.outcomes = Outcomes(self)
+        self.stopper = Stopper(self)
         self.tasks: dict[str, Task] = {}
         self._kicked = asyncio.Event()
         self._background: set[asyncio.Task[Any]] = set()
@@ -56,9 +53,9 @@ class Engine:
         """Queue what a former server left unfinished, and begin to plan."""
         for item in self.ledger.load():
             if item.cancel_requested:
-                self._finish_terminated(item, "The call was cancelled while the server was restarting")
+                self.outcomes.terminate(item, "The call was cancelled while the server was restarting")
             else:
-                self._queue_again(item, 0.0)
+                self.outcomes.queue(item)
         self._planning = asyncio.ensure_future(self._run())
 
     async def stop(self) -> None:
@@ -109,11 +106,11 @@ class Engine:
         for key in plan.starts:
             self.start_container(key)
         for task_id in plan.startup_timeouts:
-            self._startup_timed_out(self.tasks[task_id])
+            self.stopper.startup_timed_out(self.tasks[task_id], self._settings(task_id).startup_timeout)
         for task_id, input_id in plan.input_timeouts:
-            self._input_timed_out(self.tasks[task_id], input_id)
+            self.stopper.input_timed_out(self.tasks[task_id], input_id, self._settings(task_id).timeout)
         for task_id in plan.ignored_cancels:
-            self._stop_container(task_id, "user code ignored a cancel")
+            self.stopper.stop(task_id, "user code ignored a cancel")
         for task_id in plan.wake:
             self.tasks[task_id].inputs_wake.set()
         if plan.starved and not self._starved_reported:
@@ -155,6 +152,7 @@ class Engine:
         with self.server.store.transaction():
             added = [self.ledger.add(call, index, payload) for index, payload in inputs]
         for item in added:
+            item.queued = True
             self.scheduler.submit(key, item.input_id, now)
         self.kick()
         return added
@@ -166,26 +164,26 @@ class Engine:
                 continue
             item.cancel_requested = True
             self.ledger.keep(item)
+            self.outcomes.withdraw(item)
             if not item.running_on:
-                self.scheduler.withdraw(item.input_id)
-                self._finish_terminated(item, reason)
+                self.outcomes.terminate(item, reason)
                 continue
             for task_id in list(item.running_on):
                 if terminate_containers:
-                    self._stop_container(task_id, "a call was cancelled with terminate_containers=True")
+                    self.stopper.stop(task_id, "a call was cancelled with terminate_containers=True")
                     self.server.workers.kill(task_id)
                 else:
                     self.scheduler.cancel(task_id, item.input_id, self.server.clock.time())
                     self.tasks[task_id].cancelling.setdefault(item.input_id, 0.0)
                     self.tasks[task_id].heartbeat_wake.set()
             if terminate_containers:
-                self._finish_terminated(item, reason)
+                self.outcomes.terminate(item, reason)
         self.kick()
 
     # -- containers: what they tell
 
     def put_output(self, task_id: str, output: api.FunctionPutOutputsItem) -> None:
-        """Take an attempt's result, unless the input has ended or gone on to another attempt."""
+        """Take an attempt's result, unless the input has ended or another attempt has taken its place."""
         now = self.server.clock.time()
         item = self.ledger.inputs.get(output.input_id)
         self.scheduler.finished(task_id, output.input_id, now)
@@ -195,14 +193,14 @@ class Engine:
         self.kick()
         if item is None or item.done or item.retry_count != output.retry_count:
             return
+        if task_id not in item.running_on:
+            return  # the container was preempted, and the input has begun elsewhere
         item.running_on.discard(task_id)
-        if (
-            output.result.status == api.GenericResult.GENERIC_STATUS_FAILURE
-            and not item.cancel_requested
-            and self._retry(item, now)
-        ):
-            return
-        self._finish(item, output.result, output.data_format, task_id, output.input_started_at)
+        if output.result.status == api.GenericResult.GENERIC_STATUS_FAILURE and not item.cancel_requested:
+            self.outcomes.withdraw(item)
+            if self.outcomes.retry(item, now):
+                return
+        self.outcomes.finish(item, output.result, output.data_format, task_id, output.input_started_at)
 
     def start_failed(self, task_id: str, result: api.GenericResult) -> None:
         """A container reports why it couldn't get ready (or shut down); it will exit by itself."""
@@ -210,7 +208,7 @@ class Engine:
             self.tasks[task_id].result = result
 
     def exited(self, task_id: str, returncode: int) -> None:
-        """A container's last process is gone."""
+        """A container's last process is gone; negative return codes are signals."""
         task = self.tasks.pop(task_id, None)
         if task is None:
             return
@@ -219,58 +217,40 @@ class Engine:
         slot = self.scheduler.slots[task_id]
         pool = self.scheduler.pools[slot.pool]
         failed_start = slot.ready_at is None and not slot.retiring
+        how = _how_it_ended(task, returncode)
         lost = self.scheduler.gone(task_id, now)
         for item in [self.ledger.inputs[input_id] for input_id in lost if input_id in self.ledger.inputs]:
+            if task_id not in item.running_on:
+                continue
             item.running_on.discard(task_id)
-            if not item.done and not item.running_on:
-                self._lost(task, item, returncode, now)
+            if not item.done and not item.running_on and not item.queued:
+                self.outcomes.lost(task, item, how)
         if failed_start:
             tolerated = (
                 START_FAILURES_TOLERATED if task.result is not None else CRASHES_BEFORE_READY_TOLERATED
             )
+            if task.result is None:
+                self.announce(task, f"ended before it was ready: {how}")
             if pool.start_failures >= tolerated:
-                self._fail_waiting(pool.key, task, returncode)
+                self.outcomes.fail_waiting(pool.key, task, how)
         task.exited.set()
         self.kick()
 
-    def _lost(self, task: Task, item: Input, returncode: int, now: float) -> None:
-        """The container died under this input."""
-        app = self.server.apps.apps.get(item.call.app_id)
-        if item.cancel_requested or app is None or not app.running:
-            self._finish_terminated(item, "The input was cancelled and its container has ended")
-            return
-        item.losses += 1
-        if not app.deployed and item.losses > LOSSES_TOLERATED:
-            text = f"The container {task.task_id} ended with exit code {returncode} while it ran this input"
-            self._fail(item, api.GenericResult.GENERIC_STATUS_INTERNAL_FAILURE, text, task.task_id)
-            return
-        delay = restart_delay(item.losses)
-        log.info("Input %s of %s starts again in %.1f s", item.input_id, task.function_name, delay)
-        self._queue_again(item, delay)
-
-    def _queue_again(self, item: Input, delay: float) -> None:
-        try:
-            key = self.server.functions.ensure_pool(item.call.function_id)
-        except RpcError as error:  # a redeploy has removed the function
-            self._fail(item, api.GenericResult.GENERIC_STATUS_TERMINATED, error.message)
-            return
-        self.scheduler.resubmit(key, item.input_id, self.server.clock.time(), delay)
-        self.kick()
-
-    def _fail_waiting(self, key: PoolKey, task: Task, returncode: int) -> None:
-        """Containers of this pool can't start: everything that waits there gets the reason."""
-        words = "".join(task.last_words).strip()
-        result = task.result or api.GenericResult(
-            status=api.GenericResult.GENERIC_STATUS_INTERNAL_FAILURE,
-            exception=f"Containers of {task.function_name} end with exit code {returncode} at start"
-            + (f": {words}" if words else ""),
+    def announce(self, task: Task, text: str, item: Input | None = None) -> None:
+        """Say something about a container in the log of its app, as the server itself, and in the server's
+        own.
+        """
+        sentence = f"Container {task.task_id} of {task.function_name} {text}"
+        log.info("%s", sentence)
+        self.server.logs.append(
+            app_id=task.app_id,
+            function_id=task.function_id,
+            call_id=item.call.call_id if item else "",
+            input_id=item.input_id if item else "",
+            task_id=task.task_id,
+            descriptor=api.FILE_DESCRIPTOR_INFO,
+            text=sentence + "\n",
         )
-        pool = self.scheduler.pools.get(key)
-        if pool is None:
-            return
-        for input_id in pool.waiting():
-            self.scheduler.withdraw(input_id)
-            self._finish(self.ledger.inputs[input_id], result, api.DATA_FORMAT_UNSPECIFIED, task.task_id, 0.0)
 
     def sole_input(self, task_id: str) -> Input | None:
         """The input that output of this container belongs to: known if it runs exactly one."""
@@ -278,46 +258,6 @@ class Engine:
         if slot is None or len(slot.running) != 1:
             return None
         return self.ledger.inputs.get(next(iter(slot.running)))
-
-    # -- the ends of inputs
-
-    def _retry(self, item: Input, now: float) -> bool:
-        """Queue a failed attempt again if the function's policy allows."""
-        try:
-            policy = self.server.functions.resolve(item.call.function_id).definition.retry_policy
-        except RpcError:  # its app has been stopped meanwhile
-            return False
-        if item.retry_count >= policy.retries:
-            return False
-        delay = policy.initial_delay_ms / 1000 * (policy.backoff_coefficient or 1.0) ** item.retry_count
-        item.retry_count += 1
-        self.ledger.keep(item)
-        self._queue_again(item, min(delay, policy.max_delay_ms / 1000 or delay))
-        return True
-
-    def _finish(
-        self, item: Input, result: api.GenericResult, data_format: int, task_id: str, started_at: float
-    ) -> None:
-        if item.done:
-            return
-        output = api.FunctionGetOutputsItem(
-            result=result,
-            idx=item.index,
-            input_id=item.input_id,
-            data_format=data_format,  # type: ignore[arg-type]
-            task_id=task_id,
-            input_started_at=started_at,
-            output_created_at=self.server.clock.time(),
-            retry_count=item.retry_count,
-        )
-        self.ledger.finish(item, output)
-
-    def _finish_terminated(self, item: Input, reason: str) -> None:
-        self._fail(item, api.GenericResult.GENERIC_STATUS_TERMINATED, reason)
-
-    def _fail(self, item: Input, status: int, reason: str, task_id: str = "") -> None:
-        result = api.GenericResult(status=status, exception=reason)  # type: ignore[arg-type]
-        self._finish(item, result, api.DATA_FORMAT_UNSPECIFIED, task_id, 0.0)
 
     # -- starting and stopping containers
 
@@ -341,58 +281,24 @@ class Engine:
         self.scheduler.started(task.task_id, key, now)
         self.spawn_background(self.server.workers.launch(task, resolved))
 
-    def _startup_timed_out(self, task: Task) -> None:
-        if task.stop_reason:
-            return  # it is on its way out
-        seconds = self._settings(task).startup_timeout
-        task.stop_reason = f"its startup took longer than {seconds:g} s"
-        text = f"Container startup of {task.function_name} took longer than {seconds:g} s"
-        task.result = api.GenericResult(status=api.GenericResult.GENERIC_STATUS_TIMEOUT, exception=text)
-        self.server.workers.kill(task.task_id)
-
-    def _settings(self, task: Task) -> PoolSettings:
-        return self.scheduler.pools[self.scheduler.slots[task.task_id].pool].settings
-
-    def _input_timed_out(self, task: Task, input_id: str) -> None:
-        """End the attempt, and its container step by step: cancel event, SIGINT, SIGKILL."""
-        now = self.server.clock.time()
-        item = self.ledger.inputs[input_id]
-        self.scheduler.finished(task.task_id, input_id, now)
-        item.running_on.discard(task.task_id)
-        task.cancelling[input_id] = 0.0
-        task.heartbeat_wake.set()
-        self._stop_container(task.task_id, "an input timed out")
-        if item.done:
-            return
-        if item.cancel_requested or not self._retry(item, now):
-            text = f"Input timed out after {self._settings(task).timeout:g} s"
-            self._fail(item, api.GenericResult.GENERIC_STATUS_TIMEOUT, text, task.task_id)
-
     def stop_container(self, task_id: str) -> None:
         """Let a container go: no more inputs, then SIGINT, then SIGKILL."""
-        self._stop_container(task_id, "it was stopped")
+        self.stopper.stop(task_id, "it was stopped")
 
-    def _stop_container(self, task_id: str, reason: str) -> None:
+    def preempt(self, task_id: str) -> list[str]:
+        """Take a container away as Modal does when it needs the machine (see `Stopper.preempt`); returns the
+        inputs that start again elsewhere.
+
+        Raises:
+            RpcError: NOT_FOUND, there is no such live container.
+        """
         task = self.tasks.get(task_id)
         if task is None:
-            return
-        self.scheduler.retire([task_id])
-        task.inputs_wake.set()
-        if not task.stop_reason:
-            task.stop_reason = reason
-            self.spawn_background(self._ladder(task))
+            raise RpcError(Status.NOT_FOUND, f"Container {task_id} not found.")
+        return self.stopper.preempt(task)
 
-    async def _ladder(self, task: Task) -> None:
-        """After the cancel event: SIGINT lets exit handlers and the final commit run, SIGKILL ends the
-        rest.
-        """
-        options = self.server.options
-        if await self.wait(task.exited, options.cancel_grace):
-            return
-        self.server.workers.interrupt(task.task_id)
-        if await self.wait(task.exited, options.stop_grace):
-            return
-        self.server.workers.kill(task.task_id)
+    def _settings(self, task_id: str) -> PoolSettings:
+        return self.scheduler.pools[self.scheduler.slots[task_id].pool].settings
 
     def end_app(self, app: App) -> None:
         """Its queued and running calls end, its containers are stopped."""
@@ -401,11 +307,10 @@ class Engine:
                 self.scheduler.retire_pool(key)
         for call in self.ledger.of_app(app.app_id):
             for item in call.inputs:
-                self._finish_terminated(item, f"The app {app.name or app.description} was stopped")
+                self.outcomes.terminate(item, f"The app {app.name or app.description} was stopped")
         for task in list(self.tasks.values()):
             if task.app_id == app.app_id:
-                self.server.workers.interrupt(task.task_id)
-                self._stop_container(task.task_id, "its app was stopped")
+                self.stopper.stop(task.task_id, "its app was stopped", at_once=True)
         self.kick()
 
     def supersede(self, app: App) -> None:
@@ -416,5 +321,12 @@ class Engine:
                 and self.server.functions.app_of(key.function_id) == app.app_id
             ):
                 for input_id in self.scheduler.retire_pool(key):
-                    self._queue_again(self.ledger.inputs[input_id], 0.0)
+                    self.outcomes.queue(self.ledger.inputs[input_id])
         self.kick()
+
+
+def _how_it_ended(task: Task, returncode: int) -> str:
+    """In words: what the worker found out, else what the server did, else the bare code."""
+    code = f"signal {-returncode}" if returncode < 0 else f"exit code {returncode}"
+    note = task.exit_note or task.stop_reason
+    return f"{note} ({code})" if note else code

@@ -138,8 +138,10 @@ class Input:
     """Attempts that failed and were repeated by the retry policy; a lost container doesn't count."""
     losses: int = 0
     """Containers that died while running it."""
+    queued: bool = False
+    """It waits for a container; while its container is being preempted, both this and `running_on` hold."""
     running_on: set[str] = field(default_factory=set)
-    """Task ids; more than one only after a redelivery."""
+    """The containers whose result counts; more than one only after a redelivery."""
     cancel_requested: bool = False
     output: api.FunctionGetOutputsItem | None = None
     """The result, once there is one."""
@@ -249,6 +251,10 @@ class Task:
     """The last lines on its stderr."""
     stop_reason: str = ""
     """Why the server stopped it; empty if it ended by itself."""
+    exit_note: str = ""
+    """What the worker found out about its end, such as that it was out of memory; set before it tells the
+    engine of the end.
+    """
     inputs_wake: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when its pending request for inputs may have an answer."""
     heartbeat_wake: asyncio.Event = field(default_factory=asyncio.Event)
@@ -258,5 +264,3 @@ class Task:
     cancelling: dict[str, float] = field(default_factory=dict)
     """Input ids to cancel here, with the time when the container was last told."""
     exited: asyncio.Event = field(default_factory=asyncio.Event)
-    dying: bool = False
-    """The kill ladder has begun."""

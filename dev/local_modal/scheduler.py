@@ -67,6 +67,8 @@ class Slot:
     """Running inputs that are to be cancelled, with the time when that was first asked."""
     retiring: bool = False
     """Gets no more inputs; told to exit when it next asks."""
+    preempted: bool = False
+    """Its machine is being taken away: it doesn't count any more, and its end has a deadline of its own."""
     taken: int = 0
 
 
@@ -234,6 +236,12 @@ class Scheduler:
             if task_id in self.slots:
                 self.slots[task_id].retiring = True
 
+    def preempt(self, task_id: str) -> None:
+        """This container is being taken away; others may start in its place at once."""
+        slot = self.slots.get(task_id)
+        if slot is not None:
+            slot.retiring = slot.preempted = True
+
     def retire_pool(self, key: PoolKey) -> list[str]:
         """No new containers here; returns the inputs that were waiting."""
         pool = self.pools.get(key)
@@ -278,6 +286,8 @@ class Scheduler:
     def _check_deadlines(self, pool: Pool, plan: Plan, now: float) -> None:
         settings = pool.settings
         for slot in pool.slots.values():
+            if slot.preempted:
+                continue
             if slot.ready_at is None and not slot.retiring:
                 deadline = slot.started_at + settings.startup_timeout
                 if now >= deadline:
@@ -317,7 +327,7 @@ class Scheduler:
         wanted = [(key, self._missing(pool, plan, now)) for key, pool in self.pools.items()]
         # Who has waited longest is served first; warm containers that nobody waits for come last.
         wanted.sort(key=lambda item: self._oldest(self.pools[item[0]]))
-        room = self.max_containers - len(self.slots)
+        room = self.max_containers - _counted(self.slots.values())
         for key, count in wanted:
             for _ in range(count):
                 if room > 0:
@@ -345,7 +355,7 @@ class Scheduler:
         missing = max(missing, settings.min_containers - len(live))
         if settings.max_containers:
             # Retiring containers count: the limit is on what runs at the same time.
-            missing = min(missing, settings.max_containers - len(pool.slots))
+            missing = min(missing, settings.max_containers - _counted(pool.slots.values()))
         if missing > 0 and now < pool.no_start_before:
             plan.at(pool.no_start_before)
             return 0
@@ -368,3 +378,7 @@ class Scheduler:
     def _forget_if_empty(self, pool: Pool) -> None:
         if pool.retired and not pool.slots and not pool.ready and not pool.delayed:
             self.pools.pop(pool.key, None)
+
+
+def _counted(slots: Iterable[Slot]) -> int:
+    return sum(not slot.preempted for slot in slots)

@@ -59,6 +59,8 @@ class Options:
     """Seconds that user code may ignore a cancel; its container then ends as after a timeout."""
     stop_grace: float = 10.0
     """Seconds between SIGINT to a container and SIGKILL."""
+    preemption_grace: float = 30.0
+    """The same for a container that is preempted; 30 s is what Modal documents for exit handlers then."""
 
 
 class Server:

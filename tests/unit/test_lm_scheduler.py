@@ -261,3 +261,18 @@ def test_a_cancel_that_user_code_ignores_ends_its_container() -> None:
     assert world.scheduler.plan(70.0).ignored_cancels == ["ta-1"]
     # The steps that end it have begun; they aren't begun again at every plan.
     assert world.scheduler.plan(71.0).ignored_cancels == []
+
+
+def test_a_preempted_container_makes_room_at_once_and_has_no_deadlines() -> None:
+    world = World(max_containers=1, timeout=5.0)
+    world.ensure(KEY, max_containers=1, timeout=5.0)
+    world.submit("a", "b")
+    assert world.step() == {"ta-1": ["a"]}
+    world.scheduler.preempt("ta-1")
+    world.scheduler.resubmit(KEY, "a", world.now, 0.0)
+    assert world.step() == {"ta-2": ["a"]}  # before "b", although the limit is one container
+    assert world.start() == []
+    world.now = 4.0
+    assert world.scheduler.claim("ta-1", world.now).exit
+    world.now = 6.0
+    assert world.scheduler.plan(world.now).input_timeouts == [("ta-2", "a")]

@@ -12,7 +12,7 @@ from local_modal.rpc import RpcError, Service
 
 
 class ControlService(Service):
-    """GET /control/tasks, POST /control/kill, /control/redeliver and /control/fire; JSON in and out, errors
+    """GET /control/tasks, POST /control/kill, /preempt, /redeliver and /fire; JSON in and out, errors
     as {"error": sentence}. Only with the server's token.
     """
 
@@ -20,6 +20,7 @@ class ControlService(Service):
         http = self.server.http
         http.add_guarded_route("GET", "/control/tasks", self._tasks)
         http.add_guarded_route("POST", "/control/kill", self._kill)
+        http.add_guarded_route("POST", "/control/preempt", self._preempt)
         http.add_guarded_route("POST", "/control/redeliver", self._redeliver)
         http.add_guarded_route("POST", "/control/fire", self._fire)
 
@@ -70,6 +71,13 @@ class ControlService(Service):
         for task in chosen:
             self.server.workers.signal(task.task_id, signum)
         return web.json_response({"killed": [task.task_id for task in chosen]})
+
+    async def _preempt(self, request: web.Request) -> web.Response:
+        chosen = self._chosen(await _body(request))
+        if not chosen:
+            return _refusal("no live container matches; see /control/tasks")
+        moved = {task.task_id: self.server.engine.preempt(task.task_id) for task in chosen}
+        return web.json_response({"preempted": moved})
 
     async def _redeliver(self, request: web.Request) -> web.Response:
         body = await _body(request)

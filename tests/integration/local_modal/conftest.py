@@ -20,6 +20,7 @@ CLIENT_SECONDS = 120
 MODES = os.environ.get("LOCAL_MODAL_TEST_MODES", "isolated shared").split()
 """The isolation modes that the `server` fixture goes through."""
 LEAK = {"LEAKED": "from the server's own environment"}
+QUICK = ["--stop-grace", "1", "--preemption-grace", "2"]
 
 
 def deploy(server: LocalModal, app: str, **environ: str) -> str:
@@ -150,7 +151,7 @@ def _end_clients() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def isolated_server() -> Iterator[LocalModal]:
     """A server with what the kernel allows; `basics` is deployed."""
-    with LocalModal(arguments=["--stop-grace", "1"], env=LEAK) as server:
+    with LocalModal(arguments=QUICK, env=LEAK) as server:
         deploy(server, "basics")
         yield server
 
@@ -158,7 +159,7 @@ def isolated_server() -> Iterator[LocalModal]:
 @pytest.fixture(scope="session")
 def shared_server() -> Iterator[LocalModal]:
     """A server that must do without namespaces; `basics` is deployed."""
-    with LocalModal(arguments=["--stop-grace", "1"], env=LEAK | {"LOCAL_MODAL_NO_NAMESPACES": "1"}) as server:
+    with LocalModal(arguments=QUICK, env=LEAK | {"LOCAL_MODAL_NO_NAMESPACES": "1"}) as server:
         assert server.mode == "shared"
         deploy(server, "basics")
         yield server

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from local_modal.testing import LocalModal, wait_until
-from tests.integration.local_modal.conftest import APPS, client, deploy
+from tests.integration.local_modal.conftest import APPS, client, deploy, modal_command
 
 INTERPRETER = Path(os.environ.get("LOCAL_MODAL_PYTHON", sys.executable))
 """What runs the containers."""
@@ -157,6 +157,51 @@ def test_a_timeout_ends_the_input_and_everything_in_its_container(
     assert 2 <= result < 10
     wait_until(lambda: not server.tasks("too_slow"), 15, "the container is gone")
     wait_until(lambda: not processes("sleep", "1234"), 5, "so is the process that user code left")
+
+
+def test_a_preempted_input_starts_again_at_once_beside_user_code_that_goes_on(server: LocalModal) -> None:
+    """What the first attempt returns within its grace period comes too late."""
+    key = uuid.uuid4().hex
+    call_id, first = client(
+        server,
+        "call = f('reluctant').spawn(key, heed=False)\n"
+        "events = modal.Queue.from_name('basics-events', create_if_missing=True)\n"
+        "result = [call.object_id, events.get(timeout=30, partition=key)[1]]",
+        key=key,
+    )
+    moved = server.control("preempt", task_id=first)["preempted"]
+    assert [task_id for task_id, inputs in moved.items() if len(inputs) == 1] == [first]
+    seen, answer, inputs = client(
+        server,
+        "events = modal.Queue.from_name('basics-events')\n"
+        "seen = [events.get(timeout=30, partition=key) for _ in range(2)]\n"
+        "modal.Dict.from_name('basics-notes')[key] = 'end'\n"
+        "call = modal.FunctionCall.from_id(call_id)\n"
+        "result = [seen, call.get(), call.num_inputs()]",
+        key=key,
+        call_id=call_id,
+    )
+    assert sorted(event for event, _ in seen) == ["begin", "interrupted"]
+    assert dict(seen)["interrupted"] == first
+    assert answer == dict(seen)["begin"] != first and inputs == 1
+    wait_until(lambda: first not in [t["task_id"] for t in server.tasks()], 10, "its grace is over")
+    logs = modal_command(server, "app", "logs", "basics")[1]
+    assert f"Container {first} of reluctant is preempted" in logs
+
+
+def test_a_preempted_container_may_finish_while_nobody_else_has_begun(isolated_server: LocalModal) -> None:
+    key = uuid.uuid4().hex
+    call_id, first = client(
+        isolated_server,
+        "call = f('reluctant').spawn(key, heed=True)\n"
+        "events = modal.Queue.from_name('basics-events', create_if_missing=True)\n"
+        "result = [call.object_id, events.get(timeout=30, partition=key)[1]]",
+        key=key,
+    )
+    isolated_server.control("preempt", task_id=first)
+    assert client(isolated_server, f"result = modal.FunctionCall.from_id({call_id!r}).get()") == first
+    running = [t for t in isolated_server.tasks("reluctant") if t["running_inputs"]]
+    assert running == [], "the input has started again although it had its result"
 
 
 def test_orphans_of_user_code_end_with_their_container(server: LocalModal) -> None:

@@ -100,6 +100,24 @@ def stubborn(path: str) -> str:
     return "finished"
 
 
+@app.function(timeout=60)
+def reluctant(key: str, heed: bool) -> str:
+    """Runs until somebody puts `key` into the Dict, or until an interrupt if it is to heed it."""
+    events = modal.Queue.from_name("basics-events", create_if_missing=True)
+    notes = modal.Dict.from_name("basics-notes", create_if_missing=True)
+    me = os.environ["MODAL_TASK_ID"]
+    events.put(("begin", me), partition=key)
+    while True:
+        try:
+            while key not in notes:
+                time.sleep(0.05)
+            return me
+        except KeyboardInterrupt:
+            if heed:
+                return me
+            events.put(("interrupted", me), partition=key)
+
+
 @app.function(timeout=2)
 def too_slow(ignore_signals: bool) -> None:
     import signal
