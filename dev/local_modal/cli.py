@@ -48,6 +48,8 @@ and out, at the server's http_url, with the header "Authorization: Bearer $MODAL
   POST /control/kill       {"task_id"} or {"function_name", "app_name"}, and {"signal"}: SIGKILL unless given
   POST /control/redeliver  {"task_id"} or {"input_id"}: a second container gets an input that still runs
   POST /control/fire       {"app_name", "function_name"}: call a function as its schedule does
+  POST /control/advance    {"seconds"}: put the server's clock forward; schedules, expiry, timeouts and
+                           scaledown see the time pass at once
 """
 
 
@@ -117,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
         "fault", help="make containers fail", description=FAULT, formatter_class=formatter
     )
     faults = fault.add_subparsers(required=True, metavar="FAULT")
-    for name in ("tasks", "kill", "preempt", "redeliver", "fire"):
+    for name in ("tasks", "kill", "preempt", "redeliver", "fire", "advance"):
         sub = faults.add_parser(name)
         _add_state_dir(sub)
         sub.set_defaults(command=_fault, fault=name)
@@ -132,6 +134,8 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--input-id")
         if name == "fire":
             sub.add_argument("--environment")
+        if name == "advance":
+            sub.add_argument("--seconds", type=float, required=True)
     return parser
 
 
@@ -239,7 +243,7 @@ def _env(arguments: argparse.Namespace) -> int:
 
 def _fault(arguments: argparse.Namespace) -> int:
     url = f"{_running(arguments.state_dir)['http_url']}/control/{arguments.fault}"
-    names = ("task_id", "function_name", "app_name", "signal", "input_id", "environment")
+    names = ("task_id", "function_name", "app_name", "signal", "input_id", "environment", "seconds")
     body = {name: value for name in names if (value := getattr(arguments, name, None))}
     data = None if arguments.fault == "tasks" else json.dumps(body).encode()
     headers = {

@@ -1,5 +1,8 @@
 """When does a schedule fire next? Periods are calendar-aware (dateutil), cron lines are read in their time
 zone (croniter).
+
+Where the clocks change, a time that doesn't exist fires when the gap is over, and one that exists twice fires
+twice. What the cloud does then isn't documented; this is the harder case for a function that must run once.
 """
 
 from __future__ import annotations

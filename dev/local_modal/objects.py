@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
@@ -31,6 +32,9 @@ HEARTBEAT_SECONDS = 300.0
 EPHEMERAL_LIFETIME = 3 * HEARTBEAT_SECONDS
 REAPER_INTERVAL = 60.0
 MAX_PAGE = 100
+NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
+APP_ID = re.compile(r"ap-[a-zA-Z0-9]{22}")
+"""The SDK's rules for names (`modal/_utils/name_utils.py`); that the cloud checks them again is assumed."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +153,7 @@ class Objects:
                 raise RpcError(
                     Status.NOT_FOUND, f"{self._label} '{name}' not found in environment '{environment}'."
                 )
+            self._check_name(name)
             return self._create(Record("", name, environment, 0.0, version=version)), True
         if creation_type == api_pb2.OBJECT_CREATION_TYPE_CREATE_FAIL_IF_EXISTS:
             raise RpcError(
@@ -188,6 +193,7 @@ class Objects:
             raise RpcError(Status.INVALID_ARGUMENT, f"Only a named {self._label} can be renamed, to a name.")
         if name == record.name:
             return
+        self._check_name(name)
         if (record.environment, name) in self._named:
             raise RpcError(
                 Status.ALREADY_EXISTS,
@@ -224,12 +230,39 @@ class Objects:
         for record in self.owned_by(app_id):
             await self.delete(record.object_id)
 
+    async def delete_environment(self, environment: str) -> None:
+        """Remove everything, named or not, that is in an environment."""
+        for record in list(self._records.values()):
+            if record.environment == environment:
+                await self.delete(record.object_id)
+
+    def rename_environment(self, old: str, new: str) -> None:
+        """The environment `old` is called `new` from now on; names in it stay taken."""
+        for record in list(self._records.values()):
+            if record.environment == old:
+                self._named.pop((old, record.name), None)
+                self._save(replace(record, environment=new))
+
+    def clients_alive(self, seconds: float) -> None:
+        """The clock has been advanced by `seconds`: nobody could send heartbeats meanwhile."""
+        for record in list(self._records.values()):
+            if record.last_heartbeat is not None:
+                self._save(replace(record, last_heartbeat=record.last_heartbeat + seconds))
+
     async def expire(self) -> None:
         """Remove the ephemeral objects whose creator has gone."""
         oldest = self._server.clock.time() - EPHEMERAL_LIFETIME
         for record in list(self._records.values()):
             if record.last_heartbeat is not None and record.last_heartbeat < oldest:
                 await self.delete(record.object_id)
+
+    def _check_name(self, name: str) -> None:
+        if not NAME.fullmatch(name) or APP_ID.fullmatch(name):
+            raise RpcError(
+                Status.INVALID_ARGUMENT,
+                f"Invalid {self._label} name: '{name}'. Up to 64 letters, digits, dashes, periods and "
+                "underscores, and not an App's ID.",
+            )
 
     async def _reap(self) -> None:
         while True:

@@ -81,6 +81,7 @@ class Workers:
                 exception=f"The container could not be started: {error}",
             )
         finally:
+            self.server.access.dismiss(task.task_id)
             self.server.engine.exited(task.task_id, returncode)
             try:
                 await self.server.volumes.close_views(task.task_id)
@@ -175,7 +176,7 @@ class Workers:
         environ = container_environ(
             server_url=self.server.url,
             task_id=task.task_id,
-            container_secret=self.server.access.container_secret(task.task_id),
+            container_secret=self.server.access.admit(task.task_id),
             image_id=definition.image_id,
             environment=resolved.app.environment,
             interpreter=interpreter,

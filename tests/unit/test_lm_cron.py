@@ -38,6 +38,29 @@ def test_cron_fires_in_its_time_zone(line: str, zone: str, after: str, expected:
     assert fired == moment(expected, zone or "UTC")
 
 
+@pytest.mark.parametrize(
+    ("line", "after", "expected"),
+    [
+        # The night when the clocks go forward has no 02:30: it fires when the gap is over.
+        ("30 2 * * *", "2026-03-29T00:00+01:00", ["2026-03-29T03:00+02:00", "2026-03-30T02:30+02:00"]),
+        ("0 * * * *", "2026-03-29T01:00+01:00", ["2026-03-29T03:00+02:00", "2026-03-29T04:00+02:00"]),
+        # The night when they go back has 02:30 twice, and both fire.
+        (
+            "30 2 * * *",
+            "2026-10-25T00:00+02:00",
+            ["2026-10-25T02:30+02:00", "2026-10-25T02:30+01:00", "2026-10-26T02:30+01:00"],
+        ),
+        ("0 * * * *", "2026-10-25T02:00+02:00", ["2026-10-25T02:00+01:00", "2026-10-25T03:00+01:00"]),
+    ],
+)
+def test_cron_when_the_clocks_change(line: str, after: str, expected: list[str]) -> None:
+    now = datetime.fromisoformat(after).timestamp()
+    for text in expected:
+        fired = cron.next_fire(cron_line(line, "Europe/Berlin"), now)
+        assert fired == datetime.fromisoformat(text).timestamp()
+        now = fired
+
+
 def test_periods_follow_the_calendar() -> None:
     assert cron.next_fire(period(months=1), moment("2026-01-31T12:00")) == moment("2026-02-28T12:00")
     assert cron.next_fire(period(days=1, hours=2), moment("2026-01-01T00:00")) == moment("2026-01-02T02:00")

@@ -189,7 +189,7 @@ def test_dict_entries_expire_a_week_after_their_last_use(tmp_path: Path) -> None
         assert (await server.dicts.DictLen(api.DictLenRequest(dict_id=dict_id))).len == 1
         assert await put(server, dict_id, b"unread", b"again", if_not_exists=True)
         clock.now += ENTRY_LIFETIME + 1
-        server.dicts.expire_entries()
+        server.dicts.purge()
         assert server.store.load("dict_entries") == {}
 
     serve(tmp_path, fill_and_read, clock)
@@ -222,7 +222,7 @@ def test_queue_partitions_expire_after_their_time_to_live(tmp_path: Path) -> Non
         clock.now += 1
         assert await length() == 1
         clock.now += DEFAULT_TTL
-        server.queues.expire_partitions()
+        server.queues.purge()
         assert await length() == 0
         assert server.store.load("queue_items") == {}
         assert server.store.load("queue_partitions") == {}

@@ -158,6 +158,27 @@ class AppService(Service):
             self._end(app)
         return Empty()
 
+    async def end_environment(self, environment: str) -> None:
+        """Stop every app in an environment that is being deleted; returns when none has containers there."""
+        apps = [app for app in self.apps.values() if app.environment == environment]
+        for app in apps:
+            if app.state != api.APP_STATE_STOPPED:
+                self._end(app)
+        ended = {app.app_id for app in apps}
+        tasks = [task for task in self.server.engine.tasks.values() if task.app_id in ended]
+        await asyncio.gather(*(task.exited.wait() for task in tasks))
+
+    def rename_environment(self, old: str, new: str) -> None:
+        """The environment `old` is called `new` from now on."""
+        for app in self.apps.values():
+            if app.environment == old:
+                app.environment = new
+                if app.deployed:
+                    self.server.store.put(TABLE, app.app_id, app.to_bytes())
+        for task in self.server.engine.tasks.values():
+            if task.environment == old:
+                task.environment = new
+
     def _end(self, app: App) -> None:
         app.state = api.APP_STATE_STOPPED
         app.stopped_at = self.server.clock.time()
@@ -178,6 +199,11 @@ class AppService(Service):
         await asyncio.gather(*(task.exited.wait() for task in tasks))
         for service in (self.server.dicts, self.server.queues, self.server.secrets, self.server.volumes):
             await service.release_app(app.app_id)
+
+    def clients_alive(self, seconds: float) -> None:
+        """The clock has been advanced by `seconds`: nobody could send heartbeats meanwhile."""
+        for app in self.apps.values():
+            app.last_heartbeat += seconds
 
     async def _stop_abandoned(self) -> None:
         while True:

@@ -12,8 +12,8 @@ from local_modal.rpc import RpcError, Service
 
 
 class ControlService(Service):
-    """GET /control/tasks, POST /control/kill, /preempt, /redeliver and /fire; JSON in and out, errors
-    as {"error": sentence}. Only with the server's token.
+    """GET /control/tasks, POST /control/kill, /preempt, /redeliver, /fire and /advance; JSON in and out,
+    errors as {"error": sentence}. Only with the server's token.
     """
 
     async def start(self) -> None:
@@ -23,6 +23,7 @@ class ControlService(Service):
         http.add_guarded_route("POST", "/control/preempt", self._preempt)
         http.add_guarded_route("POST", "/control/redeliver", self._redeliver)
         http.add_guarded_route("POST", "/control/fire", self._fire)
+        http.add_guarded_route("POST", "/control/advance", self._advance)
 
     async def _tasks(self, request: web.Request) -> web.Response:
         return web.json_response(
@@ -101,6 +102,14 @@ class ControlService(Service):
         if function_id is None:
             return _refusal("app_name, function_name: no such deployed function")
         return web.json_response({"function_call_id": self.server.schedules.fire(function_id)})
+
+    async def _advance(self, request: web.Request) -> web.Response:
+        body = await _body(request)
+        try:
+            self.server.advance(float(body.get("seconds", "")))
+        except ValueError as error:
+            return _refusal(f"seconds: {error}")
+        return web.json_response({"time": self.server.clock.time()})
 
     def _chosen(self, body: dict[str, Any]) -> list[Task]:
         """By task_id, or by function_name and optionally app_name."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import struct
 from collections.abc import AsyncIterator, Iterable
 from typing import TYPE_CHECKING
@@ -13,7 +12,8 @@ from modal_proto import api_pb2
 
 from local_modal.ids import DICT
 from local_modal.objects import Objects, Record
-from local_modal.rpc import RpcError, Service
+from local_modal.rpc import RpcError
+from local_modal.services.named import ObjectService
 
 if TYPE_CHECKING:
     from local_modal.server import Server
@@ -78,18 +78,18 @@ class Entries:
         return list(self._entries)
 
 
-class DictService(Service):
+class DictService(ObjectService):
     """The Dict RPCs."""
+
+    purge_interval = PURGE_INTERVAL
 
     def __init__(self, server: Server) -> None:
         super().__init__(server)
         self.objects = Objects(server, DICT, "Dict", self._drop)
         self._contents: dict[str, Entries] = {}
-        self._purger: asyncio.Task[None] | None = None
 
-    async def start(self) -> None:
-        """Load all Dicts and their entries."""
-        await self.objects.start()
+    async def load(self) -> None:
+        """Read all entries."""
         self._contents = {record.object_id: Entries() for record in self.objects.all()}
         for row, value in self.server.store.load(_TABLE).items():
             dict_id, _, key = row.partition("/")
@@ -98,20 +98,9 @@ class DictService(Service):
                 self._contents[dict_id].put(bytes.fromhex(key), value[_LAST_USED.size :], last_used)
             else:  # died between the removal of the Dict and of its contents
                 self.server.store.delete(_TABLE, row)
-        self._purger = asyncio.create_task(self._purge())
 
-    async def stop(self) -> None:
-        """End the background work."""
-        await self.objects.stop()
-        if self._purger is not None:
-            self._purger.cancel()
-
-    async def release_app(self, app_id: str) -> None:
-        """Remove what an app that has ended owned anonymously."""
-        await self.objects.release_app(app_id)
-
-    def expire_entries(self) -> None:
-        """Remove what has expired from memory and disk; reads never see it anyway."""
+    def purge(self) -> None:
+        """Remove entries that have expired from memory and disk; reads never see them anyway."""
         for dict_id, entries in self._contents.items():
             self._remove(dict_id, entries.expired(self.server.clock.time()))
 
@@ -225,11 +214,6 @@ class DictService(Service):
     async def _drop(self, record: Record) -> None:
         self._remove(record.object_id, self._contents[record.object_id].keys())
         del self._contents[record.object_id]
-
-    async def _purge(self) -> None:
-        while True:
-            await self.server.clock.sleep(PURGE_INTERVAL)
-            self.expire_entries()
 
 
 def _row(dict_id: str, key: bytes) -> str:

@@ -15,7 +15,8 @@ from modal_proto import api_pb2
 from local_modal.ids import QUEUE
 from local_modal.objects import Objects, Record
 from local_modal.queue_partition import Item, Partition, PartitionFull
-from local_modal.rpc import RpcError, Service, caller
+from local_modal.rpc import RpcError, caller
+from local_modal.services.named import ObjectService
 
 if TYPE_CHECKING:
     from local_modal.server import Server
@@ -27,18 +28,22 @@ DEFAULT_TTL = 24 * 3600
 MAX_POLL_SECONDS = 55.0
 """The SDK asks for at most 50 s at a time (`modal/queue.py`)."""
 PURGE_INTERVAL = 60.0
+MAX_KEY_BYTES = 64
+"""Of a partition's key (`modal/queue.py`)."""
 REPLAYS_KEPT = 4096
 
 _ITEMS, _PARTITIONS = "queue_items", "queue_partitions"
 
 
-class QueueService(Service):
+class QueueService(ObjectService):
     """The Queue RPCs.
 
     An item leaves the queue in the same step in which its answer is made. A getter that is cancelled, because
     its client went away, never gets that far; one whose answer was lost on the way gets it again when the SDK
     repeats the call with the same key.
     """
+
+    purge_interval = PURGE_INTERVAL
 
     def __init__(self, server: Server) -> None:
         super().__init__(server)
@@ -48,11 +53,9 @@ class QueueService(Service):
         self._attempts: dict[str, object] = {}
         """The newest attempt of each call that waits: an older one whose client is gone without our knowing
         must not take anything."""
-        self._purger: asyncio.Task[None] | None = None
 
-    async def start(self) -> None:
-        """Load all Queues and their items."""
-        await self.objects.start()
+    async def load(self) -> None:
+        """Read all items."""
         self._partitions = {record.object_id: {} for record in self.objects.all()}
         for row, value in self.server.store.load(_PARTITIONS).items():
             queue_id, key = _split(row)
@@ -67,19 +70,8 @@ class QueueService(Service):
                 self._partitions[queue_id][key].restore(Item(int(number), value))
             else:
                 self.server.store.delete(_ITEMS, row)
-        self._purger = asyncio.create_task(self._purge())
 
-    async def stop(self) -> None:
-        """End the background work."""
-        await self.objects.stop()
-        if self._purger is not None:
-            self._purger.cancel()
-
-    async def release_app(self, app_id: str) -> None:
-        """Remove what an app that has ended owned anonymously."""
-        await self.objects.release_app(app_id)
-
-    def expire_partitions(self) -> None:
+    def purge(self) -> None:
         """Clear the partitions that nothing was put into for their time to live."""
         now = self.server.clock.time()
         for queue_id, partitions in self._partitions.items():
@@ -133,6 +125,7 @@ class QueueService(Service):
         return Empty()
 
     async def QueuePut(self, request: api_pb2.QueuePutRequest) -> Empty:
+        _check_key(request.partition_key)
         largest = max((len(value) for value in request.values), default=0)
         if largest > MAX_ITEM_BYTES:
             raise RpcError(
@@ -276,10 +269,13 @@ class QueueService(Service):
                 self.server.store.delete(_PARTITIONS, row)
             partition.wake_all()
 
-    async def _purge(self) -> None:
-        while True:
-            await self.server.clock.sleep(PURGE_INTERVAL)
-            self.expire_partitions()
+
+def _check_key(key: bytes) -> None:
+    if len(key) > MAX_KEY_BYTES:
+        raise RpcError(
+            Status.INVALID_ARGUMENT,
+            f"A Queue partition's key can have {MAX_KEY_BYTES} bytes at most, not {len(key)}.",
+        )
 
 
 def _row(queue_id: str, key: bytes) -> str:

@@ -19,13 +19,15 @@ TABLE = "schedules"
 
 
 class ScheduleService(Service):
-    """Keeps the next firing of every scheduled function; a firing missed while the server was down comes
-    once, at its start.
+    """Keeps the next firing of every scheduled function. One that is missed while the server is down is not
+    made up.
     """
 
     async def start(self) -> None:
-        self._next: dict[str, float] = {key: float(at) for key, at in self.server.store.load(TABLE).items()}
         self._changed = asyncio.Event()
+        self._next: dict[str, float] = {}
+        for function_id, at in self.server.store.load(TABLE).items():
+            self._resume(function_id, float(at))
         self._loop = asyncio.ensure_future(self._run())
 
     async def stop(self) -> None:
@@ -68,6 +70,22 @@ class ScheduleService(Service):
                 self.server.store.put(TABLE, function_id, repr(moment).encode())
         self._changed.set()
 
+    def _resume(self, function_id: str, due: float) -> None:
+        now = self.server.clock.time()
+        try:
+            resolved = self.server.functions.resolve(function_id)
+        except RpcError as error:
+            self._drop(function_id, error)
+            return
+        self._next[function_id] = due
+        if due <= now:
+            log.info("Schedule of %s: a firing was missed", resolved.record.name)
+            self._set(function_id, _following(resolved.definition.schedule, due, now))
+
+    def _drop(self, function_id: str, error: RpcError) -> None:
+        log.warning("Schedule of %s dropped: %s", function_id, error.message)
+        self._set(function_id, None)
+
     async def _run(self) -> None:
         while True:
             self._changed.clear()
@@ -86,13 +104,20 @@ class ScheduleService(Service):
     def _fire_due(self, function_id: str, now: float) -> None:
         try:
             resolved = self.server.functions.resolve(function_id)
-            self.fire(function_id)
+            following = _following(resolved.definition.schedule, self._next[function_id], now)
+            # Together: killed in between, the server would fire twice or forget to.
+            with self.server.store.transaction():
+                self.fire(function_id)
+                self._set(function_id, following, persist=resolved.app.deployed)
         except RpcError as error:
-            log.warning("Schedule of %s dropped: %s", function_id, error.message)
-            self._set(function_id, None)
-            return
-        # From when it was due, so that a period doesn't drift; firings that were missed are not made up.
-        following = cron.next_fire(resolved.definition.schedule, self._next[function_id])
-        if following is not None and following <= now:
-            following = cron.next_fire(resolved.definition.schedule, now)
-        self._set(function_id, following, persist=resolved.app.deployed)
+            self._drop(function_id, error)
+
+
+def _following(schedule: api.Schedule, due: float, now: float) -> float | None:
+    """The firing after the one at `due`, counted from there so that a period doesn't drift; but later than
+    `now`: what has been missed is not made up.
+    """
+    following = cron.next_fire(schedule, due)
+    if following is not None and following <= now:
+        return cron.next_fire(schedule, now)
+    return following

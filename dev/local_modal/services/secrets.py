@@ -14,13 +14,14 @@ from modal_proto import api_pb2
 
 from local_modal.ids import SECRET
 from local_modal.objects import Objects, Record
-from local_modal.rpc import RpcError, Service, build
+from local_modal.rpc import RpcError, build
+from local_modal.services.named import ObjectService
 
 if TYPE_CHECKING:
     from local_modal.server import Server
 
 
-class SecretService(Service):
+class SecretService(ObjectService):
     """The Secret RPCs. Containers get the values at their start, so an update reaches new containers only."""
 
     def __init__(self, server: Server) -> None:
@@ -30,10 +31,9 @@ class SecretService(Service):
         self._values: dict[str, dict[str, str]] = {}
         self._last_used: dict[str, float] = {}
 
-    async def start(self) -> None:
-        """Load all Secrets."""
+    async def load(self) -> None:
+        """Read all values."""
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        await self.objects.start()
         known = {record.object_id for record in self.objects.all()}
         for path in self._directory.iterdir():
             if path.name in known:
@@ -44,14 +44,6 @@ class SecretService(Service):
             known - self._values.keys()
         ):  # died before the values were there, so nobody was told of it
             await self.objects.delete(secret_id)
-
-    async def stop(self) -> None:
-        """End the background work."""
-        await self.objects.stop()
-
-    async def release_app(self, app_id: str) -> None:
-        """Remove what an app that has ended owned anonymously."""
-        await self.objects.release_app(app_id)
 
     def environ(self, secret_ids: Iterable[str]) -> dict[str, str]:
         """The variables of these Secrets together; a later Secret's values win.

@@ -196,6 +196,10 @@ def test_a_container_is_only_believed_with_its_own_secret(isolated_server: Local
     assert asyncio.run(create_blob(isolated_server, own)).blob_ids
     with pytest.raises(GRPCError, match="not the container"):
         asyncio.run(create_blob(isolated_server, own | {"x-local-task-id": "ta-another"}))
+    isolated_server.control("kill", task_id=own["x-local-task-id"])
+    wait_until(lambda: not isolated_server.tasks("describe"))
+    with pytest.raises(GRPCError, match="not the container"):
+        asyncio.run(create_blob(isolated_server, own))
 
 
 def test_another_token_is_told_where_the_right_one_is(isolated_server: LocalModal) -> None:
