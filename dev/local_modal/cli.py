@@ -19,7 +19,8 @@ from typing import Any
 
 from local_modal.access import read_token
 from local_modal.clients import SERVER_FILE, client_environ
-from local_modal.isolation import NO_NAMESPACES
+from local_modal.isolation import NO_NAMESPACES, NotIsolated
+from local_modal.limits import NO_CGROUPS
 from local_modal.server import Options, Server
 from local_modal.store import StateDirInUse
 
@@ -31,7 +32,8 @@ secrets live in the state directory and survive a restart.
 SERVE = f"""\
 Start a server and stay in the foreground; stop it with Ctrl-C. When it is ready it prints one line of JSON:
 
-  {{"server_url": ..., "http_url": ..., "pid": ..., "mode": "isolated" or "shared", "state_dir": ...}}
+  {{"server_url": ..., "http_url": ..., "pid": ..., "mode": "isolated" or "shared", "limits": ...,
+   "state_dir": ...}}
 
 Only clients with the server's token are served: the command `env` prints it, the file "token" in the state
 directory has it.
@@ -39,6 +41,9 @@ directory has it.
 "isolated": containers have a host name, pids, /tmp, a home directory and a file tree of their own (Linux
 namespaces; root isn't needed). "shared": where namespaces are forbidden, or {NO_NAMESPACES}=1 is set, they
 have directories of their own by environment variables only.
+
+"limits" says how the limits of memory=(request, limit) and cpu=(request, limit) are enforced: "cgroup v1" or
+"cgroup v2" by the kernel; "watched": memory by looking at it; "none". {NO_CGROUPS}=1 does without cgroups.
 """
 FAULT = """\
 Make a running server's containers fail, to see how an application takes it. The same over HTTP, with JSON in
@@ -104,6 +109,11 @@ def _parser() -> argparse.ArgumentParser:
         "--cancel-limit", type=float, default=Options.cancel_limit, metavar="SECONDS",
         help="how long user code may ignore a cancel before its container is ended (default: %(default)s)",
     )  # fmt: skip
+    serve.add_argument(
+        "--require-isolation", action="store_true",
+        help="refuse to start where containers can't be kept apart, or limited in memory and processor time, "
+        "by the kernel",
+    )  # fmt: skip
     serve.add_argument("--json", action="store_true", help="log in JSON lines")
     serve.add_argument("--verbose", action="store_true", help="log more")
     serve.set_defaults(command=_serve)
@@ -166,6 +176,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         cancel_limit=arguments.cancel_limit,
         stop_grace=arguments.stop_grace,
         preemption_grace=arguments.preemption_grace,
+        require_isolation=arguments.require_isolation,
     )
     asyncio.run(_run(options))
     return 0
@@ -181,6 +192,8 @@ async def _run(options: Options) -> None:
         raise _Refused(f"--state-dir {options.state_dir}: {error.strerror}") from None
     try:
         await server.start()
+    except NotIsolated as error:
+        raise _Refused(str(error)) from None
     except (OSError, ValueError) as error:
         raise _Refused(f"Could not start on {options.host}:{options.port}: {error}") from None
     ready = {
@@ -188,6 +201,7 @@ async def _run(options: Options) -> None:
         "http_url": server.http.address,
         "pid": os.getpid(),
         "mode": server.workers.isolation.mode,
+        "limits": {"memory": server.workers.limits.memory, "cpu": server.workers.limits.cpu or "none"},
         "state_dir": str(server.state_dir),
     }
     server_file = server.state_dir / SERVER_FILE
@@ -195,6 +209,8 @@ async def _run(options: Options) -> None:
     partial.write_text(json.dumps(ready))
     partial.rename(server_file)
     logging.getLogger("local_modal").info("%s", server.workers.isolation.describe())
+    for phrase in server.workers.limits.missing():
+        logging.getLogger("local_modal").warning("Weaker than Modal: %s", phrase)
     print(json.dumps(ready), flush=True)
     await stop.wait()
     server_file.unlink(missing_ok=True)

@@ -35,6 +35,17 @@ class Isolation:
             "home, temporary and volume directories are their own, by environment variables."
         )
 
+    def missing(self) -> list[str]:
+        """What can't be had, a phrase each."""
+        return [] if self.mode == ISOLATED else [f"containers share the host's file tree ({self.reason})"]
+
+
+class NotIsolated(ValueError):
+    """Isolation is required and `missing` can't be had on this machine."""
+
+    def __init__(self, missing: list[str]) -> None:
+        super().__init__("--require-isolation: " + "; ".join(missing))
+
 
 @dataclass(frozen=True)
 class Interpreter:
@@ -59,6 +70,7 @@ async def detect(python: str) -> Isolation:
         spec = {
             "mode": ISOLATED,
             "parent_pid": os.getpid(),
+            "cgroups": [],
             "cwd": "/",
             "hostname": HOSTNAME,
             "scratch": f"{directory}/scratch",

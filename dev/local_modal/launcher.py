@@ -5,13 +5,16 @@ Modal is imported.
 
     mode            "isolated" or "shared"
     parent_pid      the server; when it dies, so does the container
+    cgroups         files into which a process writes "0" to join the container's control groups
     cwd             where user code starts
     hostname        in isolated mode
     scratch         an empty directory of this container, the mount point of its new root
     binds           [{"target", "source", "read_only"}]: what the container sees at these absolute paths
     overlays        [{"target", "lower", "upper", "work", "options"}]: mounted at these directories of the
                     host before anything is bound, for this container only; a bind's source may be one
-    (isolated mode) module          what runs, as `python -m` would argv            its arguments
+    foreign_path    entries of the interpreter's path that an image wouldn't have
+    module          what runs, as `python -m` would
+    argv            its arguments
 
 Isolated mode makes three processes: this one waits in the host's pid namespace, pid 1 of the container reaps
 orphans, and pid 2, the same number in every container, runs the module. The file tree is a new root in
@@ -52,6 +55,8 @@ def main(spec_path: str) -> NoReturn:
         spec = json.load(file)
     die_with_parent(signal.SIGKILL if spec["mode"] == "isolated" else signal.SIGTERM, spec["parent_pid"])
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for procs in spec["cgroups"]:
+        _write(procs, "0")
     if spec["mode"] == "isolated":
         supervise_isolated(spec)
     supervise_shared(spec)

@@ -63,6 +63,8 @@ class Options:
     """Seconds between SIGINT to a container and SIGKILL."""
     preemption_grace: float = 30.0
     """The same for a container that is preempted; 30 s is what Modal documents for exit handlers then."""
+    require_isolation: bool = False
+    """Refuse to start where containers can't be kept apart or limited by the kernel."""
 
 
 class Server:
@@ -170,4 +172,5 @@ class Server:
         for service in reversed(self.services.values()):
             await service.stop()
         await self.http.stop()
+        await self.workers.stop()
         self.store.close()
