@@ -38,6 +38,11 @@ Start a server and stay in the foreground; stop it with Ctrl-C. When it is ready
 Only clients with the server's token are served: the command `env` prints it, the file "token" in the state
 directory has it.
 
+Every web function has a port of its own on 127.0.0.1, the same after a redeployment or a restart. As in
+Modal's cloud anybody who reaches it may call it, here: every user of this machine. With
+requires_proxy_auth=True the header Modal-Key must be MODAL_TOKEN_ID and Modal-Secret be MODAL_TOKEN_SECRET,
+as `env` prints them.
+
 "isolated": containers have a host name, pids, /tmp, a home directory and a file tree of their own (Linux
 namespaces; root isn't needed). "shared": where namespaces are forbidden, or {NO_NAMESPACES}=1 is set, they
 have directories of their own by environment variables only.
@@ -114,6 +119,11 @@ def _parser() -> argparse.ArgumentParser:
         help="refuse to start where containers can't be kept apart, or limited in memory and processor time, "
         "by the kernel",
     )  # fmt: skip
+    serve.add_argument(
+        "--web-timeout", type=float, default=Options.web_timeout, metavar="SECONDS",
+        help="after which a web request without a response gets a 303 to a URL where it can be fetched "
+        "(default: %(default)s, as in Modal's cloud)",
+    )  # fmt: skip
     serve.add_argument("--json", action="store_true", help="log in JSON lines")
     serve.add_argument("--verbose", action="store_true", help="log more")
     serve.set_defaults(command=_serve)
@@ -177,6 +187,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         stop_grace=arguments.stop_grace,
         preemption_grace=arguments.preemption_grace,
         require_isolation=arguments.require_isolation,
+        web_timeout=arguments.web_timeout,
     )
     asyncio.run(_run(options))
     return 0

@@ -193,7 +193,7 @@ class Engine:
         self.kick()
         if item is None or item.done or item.retry_count != output.retry_count:
             return
-        if task_id not in item.running_on:
+        if task_id not in item.running_on or item.call.answering not in ("", task_id):
             return  # the container was preempted, and the input has begun elsewhere
         item.running_on.discard(task_id)
         if output.result.status == api.GenericResult.GENERIC_STATUS_FAILURE and not item.cancel_requested:

@@ -70,8 +70,16 @@ class Ledger:
         """The calls of an app."""
         return [call for call in self.calls.values() if call.app_id == app_id]
 
-    def open(self, function_id: str, call_type: int, invocation_type: int, parent_input_id: str = "") -> Call:
-        """A new call of a function or variant.
+    def open(
+        self,
+        function_id: str,
+        call_type: int,
+        invocation_type: int,
+        parent_input_id: str = "",
+        *,
+        durable: bool = True,
+    ) -> Call:
+        """A new call of a function or variant; a `durable` one of a deployed app outlives the server.
 
         Raises:
             RpcError: the function doesn't exist or its app is stopped.
@@ -85,7 +93,7 @@ class Ledger:
             invocation_type,
             self._server.clock.time(),
             parent_input_id,
-            durable=app.deployed,
+            durable=durable and app.deployed,
         )
         self.calls[call.call_id] = call
         if call.durable:
@@ -116,6 +124,7 @@ class Ledger:
         call.data_out.notify()
         call.data_in.notify()
         if not call.unfinished:
+            call.data_in.close()
             self._finished[call.call_id] = None
             while len(self._finished) > CALLS_KEPT:
                 self._forget(self._finished.popitem(last=False)[0])

@@ -172,12 +172,40 @@ class Stream:
     """By index; a repeated put changes nothing."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     """Replaced at every change."""
+    released: int = 0
+    """Chunks up to this index have been read for good."""
+    held_bytes: int = 0
+    """The size of all chunks in memory."""
+    closed: bool = False
+    """Nobody reads it any more: whatever comes is dropped."""
 
     def append(self, chunks: Iterable[api.DataChunk]) -> None:
         """Add chunks and wake the readers."""
         for chunk in chunks:
-            self.chunks[chunk.index] = chunk
+            if not self.closed and chunk.index > self.released and chunk.index not in self.chunks:
+                self.chunks[chunk.index] = chunk
+                self.held_bytes += len(chunk.data)
         self.notify()
+
+    def release(self, index: int) -> None:
+        """Drop the chunk of that index, the first one that is left."""
+        self.held_bytes -= len(self.chunks.pop(index).data)
+        self.released = index
+        self.notify()
+
+    def close(self) -> None:
+        """Drop everything that is there and that will come."""
+        self.closed = True
+        self.chunks.clear()
+        self.held_bytes = 0
+        self.notify()
+
+    async def room(self, limit: int) -> None:
+        """Return when no more than `limit` bytes are held: a writer that waits for it can't run far ahead of
+        its reader.
+        """
+        while self.held_bytes > limit:
+            await self.changed.wait()
 
     def after(self, index: int) -> list[api.DataChunk]:
         """The chunks that follow `index` without a gap."""
@@ -214,6 +242,10 @@ class Call:
     """Replaced at every change, so that any number of readers can wait for the next one."""
     data_out: Stream = field(default_factory=Stream)
     data_in: Stream = field(default_factory=Stream)
+    web: bool = False
+    """A web request: what comes out goes to its client at once."""
+    answering: str = ""
+    """The container whose response the client of a web request gets, once that has begun."""
 
     @property
     def unfinished(self) -> int:

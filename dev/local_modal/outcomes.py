@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from modal_proto import api_pb2 as api
 
-from local_modal.model import Input, Task
+from local_modal.model import Call, Input, Task
 from local_modal.rpc import RpcError
 from local_modal.scheduler import PoolKey, restart_delay
 
@@ -65,6 +65,10 @@ class Outcomes:
         if item.cancel_requested or app is None or not app.running:
             self.terminate(item, "The input was cancelled and its container has ended")
             return
+        if item.call.answering == task.task_id:
+            text = f"The container {task.task_id} ended within its response: {how}"
+            self.fail(item, api.GenericResult.GENERIC_STATUS_INTERNAL_FAILURE, text, task.task_id)
+            return
         item.losses += 1
         if not app.deployed and item.losses > LOSSES_TOLERATED:
             text = f"The container {task.task_id} ended while it ran this input: {how}"
@@ -73,6 +77,18 @@ class Outcomes:
         delay = restart_delay(item.losses)
         self._engine.announce(task, f"ended: {how}; its input starts again in {delay:g} s", item)
         self.queue(item, delay)
+
+    def answers(self, call: Call, task_id: str) -> bool:
+        """Whether the client of a web request gets what this container now sends. The first one that sends
+        something answers; from then on the request can't start again elsewhere.
+        """
+        [item] = call.inputs
+        if task_id not in item.running_on or call.answering not in ("", task_id):
+            return False
+        if not call.answering:
+            call.answering = task_id
+            self.withdraw(item)
+        return True
 
     # -- the end
 

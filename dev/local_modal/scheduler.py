@@ -49,6 +49,8 @@ class PoolSettings:
     """Per attempt of an input, from its hand-out."""
     startup_timeout: float = 300.0
     """From the start of the process to its first request for inputs."""
+    exclusive: bool = False
+    """Containers of an older generation must have ended before one starts."""
 
 
 @dataclass
@@ -342,9 +344,9 @@ class Scheduler:
 
     def _missing(self, pool: Pool, plan: Plan, now: float) -> int:
         """How many containers this pool should have in addition."""
-        if pool.retired:
-            return 0
         settings = pool.settings
+        if pool.retired or (settings.exclusive and self._outlived(pool.key)):
+            return 0
         live = pool.live()
         per_container = max(1, settings.concurrency, settings.batch_size)
         places = sum(max(0, per_container - len(slot.running)) for slot in live)
@@ -360,6 +362,14 @@ class Scheduler:
             plan.at(pool.no_start_before)
             return 0
         return max(0, missing)
+
+    def _outlived(self, key: PoolKey) -> bool:
+        """Whether another generation of this pool still has containers."""
+        return any(
+            pool.slots
+            for pool in self.pools.values()
+            if pool.key.function_id == key.function_id and pool.key.generation != key.generation
+        )
 
     @staticmethod
     def _oldest(pool: Pool) -> float:

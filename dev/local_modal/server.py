@@ -32,6 +32,7 @@ from local_modal.services.queues import QueueService
 from local_modal.services.schedules import ScheduleService
 from local_modal.services.secrets import SecretService
 from local_modal.services.volumes import VolumeService
+from local_modal.services.web_functions import WebFunctionService
 from local_modal.store import Store
 from local_modal.web import HttpSide
 from local_modal.worker import Workers
@@ -65,6 +66,8 @@ class Options:
     """The same for a container that is preempted; 30 s is what Modal documents for exit handlers then."""
     require_isolation: bool = False
     """Refuse to start where containers can't be kept apart or limited by the kernel."""
+    web_timeout: float = 150.0
+    """Seconds until a web request without a response is redirected to a URL where it can be fetched."""
 
 
 class Server:
@@ -91,6 +94,7 @@ class Server:
         self.logs = LogService(self)
         self.functions = FunctionService(self)
         self.apps = AppService(self)
+        self.web_functions = WebFunctionService(self)
         self.calls = CallService(self)
         self.containers = ContainerService(self)
         self.schedules = ScheduleService(self)
@@ -108,6 +112,7 @@ class Server:
             "logs": self.logs,
             "functions": self.functions,
             "apps": self.apps,
+            "web_functions": self.web_functions,
             "calls": self.calls,
             "containers": self.containers,
             "schedules": self.schedules,

@@ -50,7 +50,8 @@ class Stopper:
             item = engine.ledger.inputs.get(input_id)
             if item is None or item.done or item.queued or item.cancel_requested:
                 continue
-            if item.running_on == {task.task_id}:
+            # A response that has begun can't begin again: it may end within the grace period.
+            if item.running_on == {task.task_id} and not item.call.answering:
                 engine.outcomes.queue(item)
                 moved.append(input_id)
         engine.announce(task, "is preempted; its inputs start again in another container")

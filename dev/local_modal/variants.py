@@ -7,6 +7,7 @@ from __future__ import annotations
 from modal_proto import api_pb2 as api
 
 from local_modal.scheduler import PoolSettings
+from local_modal.web_server import is_web_server
 
 DEFAULT_TIMEOUT = 300
 DEFAULT_SCALEDOWN = 60
@@ -63,8 +64,9 @@ def pool_settings(definition: api.Function, override: api.AutoscalerSettings | N
     if override is not None:
         settings.MergeFrom(override)
     timeout = definition.timeout_secs or DEFAULT_TIMEOUT
+    fixed_port = is_web_server(definition)
     return PoolSettings(
-        max_containers=settings.max_containers or definition.concurrency_limit,
+        max_containers=1 if fixed_port else settings.max_containers or definition.concurrency_limit,
         min_containers=settings.min_containers or definition.warm_pool_size,
         buffer_containers=settings.buffer_containers or definition._experimental_buffer_containers,
         scaledown_window=float(
@@ -75,4 +77,5 @@ def pool_settings(definition: api.Function, override: api.AutoscalerSettings | N
         single_use=definition.single_use_containers or definition.max_inputs == 1,
         timeout=float(timeout),
         startup_timeout=float(definition.startup_timeout_secs or timeout),
+        exclusive=fixed_port,
     )

@@ -140,6 +140,7 @@ class AppService(Service):
                 self.server.store.put(TABLE, app.app_id, app.to_bytes())
         self.server.engine.supersede(app)
         self.server.schedules.publish(app)
+        await self.server.web_functions.publish(app)
         functions.warm(app)
         for record in functions.of(app):
             if record.definition is not None:

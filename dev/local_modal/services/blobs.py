@@ -35,6 +35,16 @@ class BlobService(Service):
             raise RpcError(Status.NOT_FOUND, f"Blob {blob_id} not found.")
         return path
 
+    async def add(self, data: bytes) -> str:
+        """Keep `data` as a blob, as if a client had uploaded it; returns its id."""
+        blob_id = ids.new_id(ids.BLOB)
+        await asyncio.to_thread((self._dir / blob_id).write_bytes, data)
+        return blob_id
+
+    async def remove(self, blob_id: str) -> None:
+        """Drop a blob that nobody will ask for again."""
+        await asyncio.to_thread((self._dir / Path(blob_id).name).unlink, missing_ok=True)
+
     async def BlobCreate(self, request: api.BlobCreateRequest) -> api.BlobCreateResponse:
         blob_id = ids.new_id(ids.BLOB)
         return api.BlobCreateResponse(

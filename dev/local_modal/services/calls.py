@@ -10,10 +10,14 @@ from grpclib.const import Status
 from modal_proto import api_pb2 as api
 
 from local_modal.model import Call, Stream
-from local_modal.rpc import RpcError, Service
+from local_modal.rpc import RpcError, Service, container_caller
 
 MAX_INPUTS_OUTSTANDING = 1000
 """How far the SDK's map may run ahead of the outputs."""
+
+
+RESPONSE_AHEAD_BYTES = 16 * 2**20
+"""How much of a web response may wait here for a client that reads slowly."""
 
 
 class CallService(Service):
@@ -177,7 +181,13 @@ class CallService(Service):
     # -- generators
 
     async def FunctionCallPutDataOut(self, request: api.FunctionCallPutDataRequest) -> Empty:
-        self.server.engine.ledger.get(request.function_call_id).data_out.append(request.data_chunks)
+        call = self.server.engine.ledger.get(request.function_call_id)
+        if call.web and not self.server.engine.outcomes.answers(call, container_caller()):
+            return Empty()  # another attempt has taken its place
+        call.data_out.append(request.data_chunks)
+        if call.web:
+            # The container waits for this answer before it sends more.
+            await call.data_out.room(RESPONSE_AHEAD_BYTES)
         return Empty()
 
     async def FunctionCallGetDataOut(

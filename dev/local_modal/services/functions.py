@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from grpclib.const import Status
 from modal_proto import api_pb2 as api
 
-from local_modal import cron, ids
+from local_modal import cron, ids, web_server
 from local_modal.model import App, FunctionRecord
 from local_modal.rpc import RpcError, Service, build
 from local_modal.scheduler import PoolKey, PoolSettings
@@ -100,10 +100,14 @@ class FunctionService(Service):
             record.staged = None
             record.autoscaler = None
             if app.deployed:
-                self.server.store.put(FUNCTIONS, record.function_id, record.to_bytes())
+                self.keep(record)
         if app.deployed:
             for class_id in app.class_ids.values():
                 self.server.store.put(CLASSES, class_id, self.classes[class_id].SerializeToString())
+
+    def keep(self, record: FunctionRecord) -> None:
+        """Write down what is deployed."""
+        self.server.store.put(FUNCTIONS, record.function_id, record.to_bytes())
 
     def warm(self, app: App) -> None:
         """Make the pools of functions that keep containers warm, which nobody has called yet."""
@@ -126,6 +130,7 @@ class FunctionService(Service):
             self.server.store.delete(CLASSES, class_id)
 
     def _drop(self, record: FunctionRecord) -> None:
+        self.server.web_functions.close(record.function_id)
         del self.records[record.function_id]
         self.server.store.delete(FUNCTIONS, record.function_id)
         for variant_id in [k for k, b in self._variants.items() if b.function_id == record.function_id]:
@@ -155,6 +160,7 @@ class FunctionService(Service):
             )
             self.records[function_id] = record
         record.handle = self._handle(record, request)
+        self.server.web_functions.assign(app, record.handle, record.function_id, request)
         return api.FunctionPrecreateResponse(function_id=record.function_id, handle_metadata=record.handle)
 
     async def FunctionCreate(self, request: api.FunctionCreateRequest) -> api.FunctionCreateResponse:
@@ -170,6 +176,7 @@ class FunctionService(Service):
         if request.HasField("schedule"):
             definition.schedule.CopyFrom(request.schedule)
         _refuse_unsupported(definition)
+        web_server.check(definition)
         record = self.records.get(request.existing_function_id)
         if record is None or record.app_id != app.app_id:
             function_id = ids.new_id(ids.FUNCTION)
@@ -180,6 +187,7 @@ class FunctionService(Service):
         record.name = definition.function_name
         record.staged = definition
         record.handle = self._handle(record, definition)
+        self.server.web_functions.assign(app, record.handle, record.function_id, definition)
         return build(
             api.FunctionCreateResponse,
             function_id=record.function_id,
@@ -324,7 +332,6 @@ def _refuse_unsupported(definition: api.Function) -> None:
         "enable_memory_snapshot": definition.checkpointing_enabled,
         "block_network": definition.block_network,
         "@app.server": definition.is_server,
-        "web endpoints": definition.webhook_config.type != api.WEBHOOK_TYPE_UNSPECIFIED,
     }
     for what, used in refused.items():
         if used:
