@@ -124,6 +124,14 @@ def _parser() -> argparse.ArgumentParser:
         help="after which a web request without a response gets a 303 to a URL where it can be fetched "
         "(default: %(default)s, as in Modal's cloud)",
     )  # fmt: skip
+    serve.add_argument(
+        "--fresh-monotonic", action="store_true",
+        help="let the monotonic clock of each container begin near zero, as on a machine just started",
+    )  # fmt: skip
+    serve.add_argument(
+        "--share", action="append", type=Path, default=[], metavar="DIR",
+        help="a directory of this machine that isolated containers see as well, writable (repeatable)",
+    )  # fmt: skip
     serve.add_argument("--json", action="store_true", help="log in JSON lines")
     serve.add_argument("--verbose", action="store_true", help="log more")
     serve.set_defaults(command=_serve)
@@ -188,6 +196,8 @@ def _serve(arguments: argparse.Namespace) -> int:
         preemption_grace=arguments.preemption_grace,
         require_isolation=arguments.require_isolation,
         web_timeout=arguments.web_timeout,
+        fresh_monotonic=arguments.fresh_monotonic,
+        share=tuple(directory.resolve() for directory in arguments.share),
     )
     asyncio.run(_run(options))
     return 0
@@ -220,8 +230,10 @@ async def _run(options: Options) -> None:
     partial.write_text(json.dumps(ready))
     partial.rename(server_file)
     logging.getLogger("local_modal").info("%s", server.workers.isolation.describe())
-    for phrase in server.workers.limits.missing():
+    for phrase in server.workers.missing():
         logging.getLogger("local_modal").warning("Weaker than Modal: %s", phrase)
+    for directory in options.share:
+        logging.getLogger("local_modal").warning("Containers see %s of this machine (--share)", directory)
     print(json.dumps(ready), flush=True)
     await stop.wait()
     server_file.unlink(missing_ok=True)

@@ -8,10 +8,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from local_modal.isolation import Interpreter
+from local_modal.isolation import CERTIFICATES, Interpreter
 from local_modal.rpc import CONTAINER_SECRET_HEADER, TASK_ID_HEADER
 
-PASSED_ON = ("LANG", "LC_ALL", "LC_CTYPE", "TZ", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
+PASSED_ON = ("LANG", "LC_ALL", "LC_CTYPE", "TZ", *CERTIFICATES)
 """All that a container gets from the server's environment."""
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 

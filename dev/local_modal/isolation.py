@@ -8,15 +8,19 @@ import asyncio
 import json
 import os
 import tempfile
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from local_modal.launcher import EMPTY_DIRECTORIES, SYSTEM_DIRECTORIES
 
 LAUNCHER = Path(__file__).with_name("launcher.py")
 NO_NAMESPACES = "LOCAL_MODAL_NO_NAMESPACES"
 ISOLATED, SHARED = "isolated", "shared"
 HOSTNAME = "modal"
-HIDDEN = ("/tmp", "/root")
-"""Directories of the host that a container has its own version of."""
+CERTIFICATES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
+OWN = ("/tmp", "/root", "/var", *(f"/{name}" for name in EMPTY_DIRECTORIES))
+"""Directories of which every container has its own; in them it sees nothing of the host."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +29,18 @@ class Isolation:
 
     mode: str
     reason: str = ""
+    fresh_monotonic: bool = False
+    """Whether containers' monotonic clock begins near zero."""
+    clock_reason: str = ""
+    """Why not, if it was asked for."""
 
     def describe(self) -> str:
         """One sentence for the log."""
         if self.mode == ISOLATED:
-            return "Containers have their own host name, pids, /tmp, home directory and file tree."
+            return (
+                "Containers have their own host name, pids, IPC, /tmp, home directory and file tree; the "
+                "network is the host's."
+            )
         return (
             f"Weaker isolation ({self.reason}): containers share the host's name, pids and file tree; "
             "home, temporary and volume directories are their own, by environment variables."
@@ -37,7 +48,10 @@ class Isolation:
 
     def missing(self) -> list[str]:
         """What can't be had, a phrase each."""
-        return [] if self.mode == ISOLATED else [f"containers share the host's file tree ({self.reason})"]
+        gaps = [] if self.mode == ISOLATED else [f"containers share the host's file tree ({self.reason})"]
+        if self.clock_reason:
+            gaps.append(f"the monotonic clock is the host's ({self.clock_reason})")
+        return gaps
 
 
 class NotIsolated(ValueError):
@@ -60,21 +74,40 @@ class Interpreter:
     """Entries of its path elsewhere: checkouts that are installed "editable". An image wouldn't have them."""
 
 
-async def detect(python: str) -> Isolation:
-    """Try to start an isolated process; on any failure the mode is "shared", with the reason."""
+async def detect(python: str, fresh_monotonic: bool = False) -> Isolation:
+    """Try to start an isolated process; on any failure the mode is "shared", with the reason.
+
+    Args:
+        python: the interpreter of the trial.
+        fresh_monotonic: whether containers are to have a clock of their own as well.
+    """
     if os.environ.get(NO_NAMESPACES, "") not in ("", "0"):
-        return Isolation(SHARED, f"{NO_NAMESPACES} is set")
+        reason = f"{NO_NAMESPACES} is set"
+    elif not (reason := await _try(python, fresh_monotonic)):
+        return Isolation(ISOLATED, fresh_monotonic=fresh_monotonic)
+    elif fresh_monotonic and not await _try(python, False):
+        return Isolation(ISOLATED, clock_reason=reason)
+    return Isolation(SHARED, reason, clock_reason=reason if fresh_monotonic else "")
+
+
+async def _try(python: str, fresh_monotonic: bool) -> str:
+    """Run something in a container; returns what went wrong."""
     with tempfile.TemporaryDirectory(prefix="local-modal-trial-") as directory:
         for name in ("scratch", "source"):
             Path(directory, name).mkdir()
+        interpreter = await inspect_interpreter(python)
         spec = {
             "mode": ISOLATED,
             "parent_pid": os.getpid(),
             "cgroups": [],
             "cwd": "/",
             "hostname": HOSTNAME,
+            "fresh_monotonic": fresh_monotonic,
             "scratch": f"{directory}/scratch",
-            "binds": [{"target": "/__modal/trial", "source": f"{directory}/source", "read_only": True}],
+            "binds": [
+                {"target": "/__modal/trial", "source": f"{directory}/source", "read_only": True},
+                *interpreter_binds(interpreter, Path(directory, "source")),
+            ],
             "foreign_path": [],
             "module": "keyword",
             "argv": [],
@@ -89,9 +122,9 @@ async def detect(python: str) -> Isolation:
         )
         _, errors = await process.communicate()
     if process.returncode == 0:
-        return Isolation(ISOLATED)
+        return ""
     lines = errors.decode(errors="replace").strip().splitlines()
-    return Isolation(SHARED, f"namespaces are not available: {lines[-1] if lines else 'the trial failed'}")
+    return f"namespaces are not available: {lines[-1] if lines else 'the trial failed'}"
 
 
 async def inspect_interpreter(python: str) -> Interpreter:
@@ -130,14 +163,13 @@ print(json.dumps([sys.executable, [sys.prefix, sys.base_prefix], user_base, sys.
 
 
 def mount_binds(root: Path) -> list[dict[str, object]]:
-    """The binds that put the files below `root` at their absolute paths, beside what the host has there."""
+    """The binds that put the files below `root` at their absolute paths, beside what is there already."""
     binds: list[dict[str, object]] = []
 
     def visit(relative: str) -> None:
         source = root / relative
         target = f"/{relative}"
-        on_host = os.path.isdir(target) and not _hidden(os.path.dirname(target))
-        if source.is_dir() and (on_host or target in HIDDEN):
+        if source.is_dir() and (target in OWN or (visible(target) and os.path.isdir(target))):
             for name in sorted(os.listdir(source)):
                 visit(f"{relative}/{name}")
         else:
@@ -149,19 +181,41 @@ def mount_binds(root: Path) -> list[dict[str, object]]:
 
 
 def interpreter_binds(interpreter: Interpreter, empty: Path) -> list[dict[str, object]]:
-    """Hide the checkouts on an interpreter's path, also from its sub-processes; keep what it needs visible
-    below directories that are hidden."""
-    masked = [{"target": path, "source": str(empty), "read_only": True} for path in interpreter.foreign]
+    """Keep what an interpreter needs visible; hide the checkouts on its path, also from sub-processes."""
+    masked = [
+        {"target": path, "source": str(empty), "read_only": True}
+        for path in interpreter.foreign
+        if visible(path)
+    ]
     kept = [
         {"target": prefix, "source": prefix, "read_only": True}
         for prefix in interpreter.prefixes
-        if any(_within(prefix, hidden) for hidden in (*HIDDEN, *interpreter.foreign))
+        if not visible(prefix) or any(_within(prefix, foreign) for foreign in interpreter.foreign)
     ]
     return [*masked, *kept]
 
 
-def _hidden(path: str) -> bool:
-    return any(_within(path, hidden) for hidden in HIDDEN)
+def system_binds(environ: Mapping[str, str]) -> list[dict[str, object]]:
+    """Files elsewhere that the system directories or the environment point at: the name server's address,
+    certificates.
+    """
+    candidates = ["/etc/resolv.conf", *(environ.get(name, "") for name in CERTIFICATES)]
+    return [
+        {"target": target, "source": os.path.realpath(path), "read_only": True}
+        for path in candidates
+        for target in dict.fromkeys((path, os.path.realpath(path)))
+        if os.path.isfile(path) and not visible(target)
+    ]
+
+
+def share_binds(directories: Iterable[Path]) -> list[dict[str, object]]:
+    """What the user wants containers to see of this machine, writable."""
+    return [{"target": str(path), "source": str(path)} for path in directories]
+
+
+def visible(path: str) -> bool:
+    """Whether a path of the host is one in containers, too, if nothing else is bound there."""
+    return path.strip("/").partition("/")[0] in SYSTEM_DIRECTORIES
 
 
 def _within(path: str, directory: str) -> bool:

@@ -8,6 +8,7 @@ Modal is imported.
     cgroups         files into which a process writes "0" to join the container's control groups
     cwd             where user code starts
     hostname        in isolated mode
+    fresh_monotonic in isolated mode: CLOCK_MONOTONIC and CLOCK_BOOTTIME begin near zero
     scratch         an empty directory of this container, the mount point of its new root
     binds           [{"target", "source", "read_only"}]: what the container sees at these absolute paths
     overlays        [{"target", "lower", "upper", "work", "options"}]: mounted at these directories of the
@@ -18,9 +19,10 @@ Modal is imported.
 
 Isolated mode makes three processes: this one waits in the host's pid namespace, pid 1 of the container reaps
 orphans, and pid 2, the same number in every container, runs the module. The file tree is a new root in
-memory: every entry of the host's root is bound into it, except along the paths of `binds`, which get
-directories of their own; nothing is created on the host. Shared mode has no namespaces: the module runs as a
-child of this process, which as a sub-reaper finds and ends whatever user code leaves behind.
+memory with what an image has: the host's system directories, a /dev of the harmless devices, empty
+directories where others are expected, and `binds`, on whose paths the directories are the container's own.
+Nothing else of the host is there, and nothing is created on it. Shared mode has no namespaces: the module
+runs as a child of this process, which as a sub-reaper finds and ends whatever user code leaves behind.
 """
 
 from __future__ import annotations
@@ -33,10 +35,12 @@ import os
 import runpy
 import signal
 import sys
+import time
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
-CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWUSER, CLONE_NEWPID = 0x20000, 0x4000000, 0x10000000, 0x20000000
+CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x20000, 0x4000000, 0x8000000
+CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWTIME = 0x10000000, 0x20000000, 0x80
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = (
     0x1, 0x2, 0x4, 0x8, 0x20, 0x1000, 0x4000, 0x40000,
 )  # fmt: skip
@@ -45,6 +49,12 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 SYS_CAPSET = {"x86_64": 126, "aarch64": 91}
 EXIT_SETUP_FAILED = 125
+SYSTEM_DIRECTORIES = frozenset(
+    ("bin", "etc", "gnu", "lib", "lib32", "lib64", "libx32", "nix", "opt", "sbin", "sys", "usr")
+)
+"""What of the host's root a container sees."""
+EMPTY_DIRECTORIES = ("boot", "home", "media", "mnt", "run", "srv")
+DEVICES = ("full", "null", "random", "tty", "urandom", "zero")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -115,7 +125,9 @@ def _children(pid: int) -> list[int]:
 
 def supervise_isolated(spec: dict[str, Any]) -> NoReturn:
     """Make the namespaces, start pid 1, wait for it."""
-    flags = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWPID
+    flags = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID
+    if spec["fresh_monotonic"]:
+        flags |= CLONE_NEWTIME
     uid, gid = os.getuid(), os.getgid()
     if uid != 0:
         flags |= CLONE_NEWUSER
@@ -124,6 +136,13 @@ def supervise_isolated(spec: dict[str, Any]) -> NoReturn:
         _write("/proc/self/setgroups", "deny")
         _write("/proc/self/uid_map", f"{uid} {uid} 1")
         _write("/proc/self/gid_map", f"{gid} {gid} 1")
+    if spec["fresh_monotonic"]:
+        # In force for children.
+        offsets = [
+            f"{name} -{int(time.clock_gettime(clock))} 0"
+            for name, clock in (("monotonic", time.CLOCK_MONOTONIC), ("boottime", time.CLOCK_BOOTTIME))
+        ]
+        _write("/proc/self/timens_offsets", "\n".join(offsets))
     init = os.fork()
     if init == 0:
         die_with_parent(signal.SIGKILL, 0)
@@ -162,7 +181,10 @@ def enter_root(scratch: str, binds: list[dict[str, Any]], overlays: Iterable[dic
         for part in bind["target"].strip("/").split("/"):
             node = node.setdefault("children", {}).setdefault(part, {})
         node["source"], node["read_only"] = bind["source"], bind.get("read_only", False)
+    _make_devices(f"{scratch}/dev")
     _populate("/", scratch, tree)
+    for name in EMPTY_DIRECTORIES:
+        os.makedirs(f"{scratch}/{name}", exist_ok=True)
     os.mkdir(f"{scratch}/proc")
     _mount("proc", f"{scratch}/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     os.chdir(scratch)
@@ -172,28 +194,44 @@ def enter_root(scratch: str, binds: list[dict[str, Any]], overlays: Iterable[dic
     os.chdir("/")
 
 
-def _populate(host: str, target: str, node: dict[str, Any]) -> None:
+def _make_devices(target: str) -> None:
+    """The devices that every image has, terminals and shared memory of its own."""
+    for name in ("pts", "shm"):
+        os.makedirs(f"{target}/{name}")
+    for name in DEVICES:
+        if os.path.exists(f"/dev/{name}"):
+            _bind(f"/dev/{name}", f"{target}/{name}")
+    _mount("devpts", f"{target}/pts", "devpts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666,mode=620")
+    _mount("shm", f"{target}/shm", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777")
+    os.symlink("pts/ptmx", f"{target}/ptmx")
+    os.symlink("/proc/self/fd", f"{target}/fd")
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        os.symlink(f"/proc/self/fd/{number}", f"{target}/{name}")
+
+
+def _populate(host: str | None, target: str, node: dict[str, Any]) -> None:
     """Fill the directory `target` with what the host has at `host`, replaced by what `node` says."""
     children = node.get("children", {})
     try:
-        entries = os.listdir(host)
+        entries = os.listdir(host) if host else []
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         entries = []  # the directory exists in the container only, or isn't ours to read
     for name in entries:
-        if name in children or (host == "/" and name == "proc"):
+        if name in children or (host == "/" and name not in SYSTEM_DIRECTORIES):
             continue
-        here, there = os.path.join(host, name), os.path.join(target, name)
+        here, there = os.path.join(host or "/", name), os.path.join(target, name)
         if os.path.islink(here):
             os.symlink(os.readlink(here), there)
         else:
             _bind(here, there)
     for name, child in children.items():
-        here, there = os.path.join(host, name), os.path.join(target, name)
+        there = os.path.join(target, name)
         if "source" in child:
             _bind_tree(there, child)
         else:
             os.makedirs(there, exist_ok=True)
-            _populate(os.path.realpath(here), there, child)
+            hidden = host is None or (host == "/" and name not in SYSTEM_DIRECTORIES)
+            _populate(None if hidden else os.path.realpath(os.path.join(host or "/", name)), there, child)
 
 
 def _bind_tree(target: str, node: dict[str, Any]) -> None:

@@ -151,10 +151,10 @@ class ContainerLimits:
 
     @property
     def exit_note(self) -> str:
-        """Why the container was killed, for the log of its app; empty if not by a limit."""
+        """Why the container was killed, as a predicate; empty if not by a limit."""
         if not self.out_of_memory:
             return ""
-        return f"Container ran out of memory: its limit is {self.memory_bytes // MIB} MiB, and it was killed"
+        return f"ran out of memory: its limit is {self.memory_bytes // MIB} MiB"
 
     def close(self) -> None:
         """Remove the group. Blocks for milliseconds."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from local_modal.services.functions import Resolved
 
 ENTRYPOINT = "modal._container_entrypoint"
+VAR = ("cache", "lib", "log", "spool", "tmp")
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,7 @@ class Provisioner:
         """Prepare one container; the caller closes its limits and its views and removes its directory."""
         definition = resolved.definition
         scratch = self._dir / task.task_id
-        for name in ("tmp", "home", "modal", "root", "work", "empty"):
-            (scratch / name).mkdir(parents=True)
+        _make_directories(scratch)
         interpreter = await self.interpreter(self._python(definition))
         root = await self.server.mounts.root(self._mount_ids(definition), self._python(definition))
         views = await self.server.volumes.open_views(
@@ -98,7 +98,7 @@ class Provisioner:
         )
         if isolated:
             cwd = image.workdir or "/root"
-            binds = self._binds(scratch, root, cwd, interpreter, views)
+            binds = self._binds(scratch, root, cwd, interpreter, views, environ)
         else:
             cwd = f"{root}/{image.workdir.strip('/')}" if image.workdir else f"{root}/root"
             cwd = cwd if os.path.isdir(cwd) else str(scratch / "work")
@@ -111,6 +111,7 @@ class Provisioner:
             "cgroups": limits.procs,
             "cwd": cwd,
             "hostname": isolation.HOSTNAME,
+            "fresh_monotonic": self.server.workers.isolation.fresh_monotonic,
             "scratch": str(scratch / "root"),
             "binds": binds,
             "foreign_path": list(interpreter.foreign),
@@ -122,17 +123,27 @@ class Provisioner:
         return Provision(interpreter, environ, spec, spec_path, limits)
 
     def _binds(
-        self, scratch: Path, root: Path, cwd: str, interpreter: Interpreter, views: Iterable[BoundView]
+        self,
+        scratch: Path,
+        root: Path,
+        cwd: str,
+        interpreter: Interpreter,
+        views: Iterable[BoundView],
+        environ: Mapping[str, str],
     ) -> list[dict[str, object]]:
         """Later ones lie on top of earlier ones."""
         binds: list[dict[str, object]] = [
             {"target": "/tmp", "source": str(scratch / "tmp")},
             {"target": "/root", "source": str(scratch / "home")},
+            {"target": "/var", "source": str(scratch / "var")},
             {"target": "/__modal", "source": str(scratch / "modal")},
+            *isolation.share_binds(self.server.options.share),
+            *isolation.system_binds(environ),
             *isolation.interpreter_binds(interpreter, scratch / "empty"),
             *isolation.mount_binds(root),
         ]
-        if not os.path.isdir(cwd) and not (root / cwd.strip("/")).is_dir():
+        on_host = isolation.visible(cwd) and os.path.isdir(cwd)
+        if not on_host and cwd not in isolation.OWN and not (root / cwd.strip("/")).is_dir():
             binds.append({"target": cwd, "source": str(scratch / "work")})
         for view in views:
             binds.append(
@@ -168,3 +179,11 @@ class Provisioner:
 
     def _python(self, definition: api.Function) -> str:
         return self.server.images.python(definition.image_id)
+
+
+def _make_directories(scratch: Path) -> None:
+    for name in ("tmp", "home", "modal", "root", "work", "empty", *(f"var/{name}" for name in VAR)):
+        (scratch / name).mkdir(parents=True)
+    for name in ("tmp", "var/tmp"):
+        (scratch / name).chmod(0o1777)
+    (scratch / "var" / "run").symlink_to("/run")

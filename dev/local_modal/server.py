@@ -68,6 +68,12 @@ class Options:
     """Refuse to start where containers can't be kept apart or limited by the kernel."""
     web_timeout: float = 150.0
     """Seconds until a web request without a response is redirected to a URL where it can be fetched."""
+    fresh_monotonic: bool = False
+    """The monotonic clock of a container begins near zero, as on a machine that has just started."""
+    share: tuple[Path, ...] = ()
+    """Directories of the host that isolated containers see, and may write to; nothing in Modal's cloud is
+    like them.
+    """
 
 
 class Server:

@@ -58,7 +58,7 @@ class Workers:
         """
         python = self.server.options.python
         await self._provisioner.interpreter(python)
-        self.isolation = await isolation.detect(python)
+        self.isolation = await isolation.detect(python, self.server.options.fresh_monotonic)
         without_cgroups = os.environ.get(NO_CGROUPS, "") not in ("", "0")
         await asyncio.to_thread(self.limits.start, not without_cgroups)
         if self.server.options.require_isolation and (missing := self.missing()):
@@ -197,7 +197,7 @@ class Workers:
         returncode = 128 - status if status > 128 else status
         if note := provision.limits.exit_note:
             task.exit_note = note
-            self._logger(task, api.FILE_DESCRIPTOR_INFO)(f"{note}\n")
+            self._logger(task, api.FILE_DESCRIPTOR_INFO)(f"Container {note}\n")
         log.info("Container %s of %s ended: %s", task.task_id, task.function_name, _how(returncode, task))
         return returncode
 
