@@ -33,7 +33,7 @@ SERVE = f"""\
 Start a server and stay in the foreground; stop it with Ctrl-C. When it is ready it prints one line of JSON:
 
   {{"server_url": ..., "http_url": ..., "pid": ..., "mode": "isolated" or "shared", "limits": ...,
-   "state_dir": ...}}
+   "state_dir": ..., "ca_file": ...}}
 
 Only clients with the server's token are served: the command `env` prints it, the file "token" in the state
 directory has it.
@@ -41,7 +41,8 @@ directory has it.
 Every web function has a port of its own on 127.0.0.1, the same after a redeployment or a restart. As in
 Modal's cloud anybody who reaches it may call it, here: every user of this machine. With
 requires_proxy_auth=True the header Modal-Key must be MODAL_TOKEN_ID and Modal-Secret be MODAL_TOKEN_SECRET,
-as `env` prints them.
+as `env` prints them. Tunnels (modal.forward) have https URLs on 127.0.0.1, as Modal's have; clients must
+trust the certificates in "ca_file".
 
 "isolated": containers have a host name, pids, /tmp, a home directory and a file tree of their own (Linux
 namespaces; root isn't needed). "shared": where namespaces are forbidden, or {NO_NAMESPACES}=1 is set, they
@@ -224,6 +225,7 @@ async def _run(options: Options) -> None:
         "mode": server.workers.isolation.mode,
         "limits": {"memory": server.workers.limits.memory, "cpu": server.workers.limits.cpu or "none"},
         "state_dir": str(server.state_dir),
+        "ca_file": server.tunnels.ca_file,
     }
     server_file = server.state_dir / SERVER_FILE
     partial = server_file.with_suffix(".partial")
@@ -274,9 +276,13 @@ def _running(state_dir: Path) -> dict[str, Any]:
 
 
 def _env(arguments: argparse.Namespace) -> int:
-    url = _running(arguments.state_dir)["server_url"]
-    for name, value in client_environ(url, read_token(arguments.state_dir)).items():
+    running = _running(arguments.state_dir)
+    for name, value in client_environ(running["server_url"], read_token(arguments.state_dir)).items():
         print(f"export {name}={shlex.quote(value)}")
+    if running["ca_file"]:
+        # Not as a variable: SSL_CERT_FILE and the like would replace what else the client trusts. And last:
+        # an eval without quotes makes one line of it all.
+        print(f"# Tunnels (modal.forward) have certificates that {running['ca_file']} verifies.")
     return 0
 
 

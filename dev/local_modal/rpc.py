@@ -61,6 +61,7 @@ REPLAYED = frozenset(
         "QueueGetOrCreate",
         "QueuePut",
         "SecretGetOrCreate",
+        "TunnelStart",
         "VolumeGetOrCreate",
     }
 )

@@ -31,6 +31,7 @@ from local_modal.services.mounts import MountService
 from local_modal.services.queues import QueueService
 from local_modal.services.schedules import ScheduleService
 from local_modal.services.secrets import SecretService
+from local_modal.services.tunnels import TunnelService
 from local_modal.services.volumes import VolumeService
 from local_modal.services.web_functions import WebFunctionService
 from local_modal.store import Store
@@ -103,6 +104,7 @@ class Server:
         self.web_functions = WebFunctionService(self)
         self.calls = CallService(self)
         self.containers = ContainerService(self)
+        self.tunnels = TunnelService(self)
         self.schedules = ScheduleService(self)
         self.control = ControlService(self)
         # In the order of their start; each may use the ones before it.
@@ -121,6 +123,7 @@ class Server:
             "web_functions": self.web_functions,
             "calls": self.calls,
             "containers": self.containers,
+            "tunnels": self.tunnels,
             "schedules": self.schedules,
             "control": self.control,
         }

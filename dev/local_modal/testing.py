@@ -62,6 +62,7 @@ class LocalModal:
         self.server_url = ""
         self.http_url = ""
         self.mode = ""
+        self.ca_file = ""
         self.limits: dict[str, str] = {}
         self.log_path = self.state_dir / "server.log"
 
@@ -128,6 +129,7 @@ class LocalModal:
         ready = json.loads(self._first_line())
         self.server_url, self.http_url = ready["server_url"], ready["http_url"]
         self.mode, self.limits = ready["mode"], ready["limits"]
+        self.ca_file = ready["ca_file"] or ""
         self._port = int(self.server_url.rpartition(":")[2])
 
     def _first_line(self) -> str:

@@ -70,6 +70,14 @@ async def http(scope: dict[str, Any], receive: Any, send: Any) -> None:
     if path == "/die-once" and key not in notes:
         notes[key] = True
         os._exit(3)
+    if path == "/echo":
+        await send({"type": "http.response.start", "status": 200})
+        while (message := await receive())["type"] == "http.request":
+            await send(
+                {"type": "http.response.body", "body": message["body"], "more_body": message["more_body"]}
+            )
+            if not message["more_body"]:
+                return
     if path == "/raise":
         raise LookupError("not in the app")
     if path == "/slow":
