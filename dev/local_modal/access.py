@@ -30,7 +30,9 @@ class Access:
         self._token = read_token(state_dir)
         self.url_key = self._derive("url")
         """The first segment of every URL that is handed out: who knows the URL may use it."""
-        self._admitted: set[str] = set()
+        self._admitted: dict[str, bytes] = {}
+        """The secrets of live containers: each of their requests asks, and deriving one takes longer than the
+        rest of the check."""
 
     def is_token(self, given: str) -> bool:
         """Whether `given` is the server's token."""
@@ -38,20 +40,18 @@ class Access:
 
     def admit(self, task_id: str) -> str:
         """What the container `task_id` shows together with its task id, valid from now on."""
-        self._admitted.add(task_id)
-        return self._container_secret(task_id)
+        secret = self._derive(f"container {task_id}")
+        self._admitted[task_id] = secret.encode()
+        return secret
 
     def dismiss(self, task_id: str) -> None:
         """The container has ended: what it showed, and may have leaked, is worth nothing any more."""
-        self._admitted.discard(task_id)
+        self._admitted.pop(task_id, None)
 
     def is_container(self, task_id: str, given: str) -> bool:
         """Whether `given` is the secret of the container `task_id`, which hasn't ended."""
-        known = hmac.compare_digest(given.encode(), self._container_secret(task_id).encode())
-        return known and task_id in self._admitted
-
-    def _container_secret(self, task_id: str) -> str:
-        return self._derive(f"container {task_id}")
+        secret = self._admitted.get(task_id)
+        return secret is not None and hmac.compare_digest(given.encode(), secret)
 
     def _derive(self, purpose: str) -> str:
         return hmac.new(self._token.encode(), purpose.encode(), hashlib.sha256).hexdigest()[:40]

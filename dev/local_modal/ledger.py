@@ -117,6 +117,7 @@ class Ledger:
         """Give an input its result and tell everybody who waits for it."""
         call = item.call
         item.output = output
+        self._server.stats.input_ended(call.function_id, output.result.status)
         item.payload = api.FunctionInput()  # arguments may be large; nobody needs them any more
         self.keep(item)
         call.finished.append(item)

@@ -11,17 +11,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import traceback
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar, cast
 
 from google.protobuf.message import Message
 from grpclib.const import Cardinality, Handler, Status
 from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 from modal_proto.api_grpc import ModalClientBase
+
+from local_modal import fault_rpc
+from local_modal.faults import Faults, Visit
+from local_modal.stats import Stats
 
 if TYPE_CHECKING:
     import grpclib.server
@@ -78,8 +82,7 @@ class RpcError(Exception):
         self.message = message
 
 
-@dataclass(frozen=True)
-class Caller:
+class Caller(NamedTuple):
     """Who sent the request being served."""
 
     task_id: str | None
@@ -155,11 +158,25 @@ class _AnswerCache:
 class Dispatcher:
     """Maps every RPC of the Modal API to the service method of that name; given to grpclib as a handler
     object.
+
+    Args:
+        faults: strike requests before they reach a service.
+        visit: describes a request to the faults; only asked while there are any.
     """
 
-    def __init__(self, services: Iterable[Service], access: Access) -> None:
+    def __init__(
+        self,
+        services: Iterable[Service],
+        access: Access,
+        stats: Stats,
+        faults: Faults,
+        visit: Callable[[str, Any, Caller, bool], Visit],
+    ) -> None:
         self._services = list(services)
         self._access = access
+        self._stats = stats
+        self._faults = faults
+        self._visit = visit
         self._answers = _AnswerCache(REPLAY_KEPT)
         self._reported: set[str] = set()
 
@@ -189,28 +206,60 @@ class Dispatcher:
         return found[0] if found else None
 
     def _unary(self, name: str, method: Callable[[Any], Awaitable[Any]]) -> Callable[..., Awaitable[None]]:
+        replayed = name in REPLAYED
+        count = self._stats.rpcs[name]
+        faults = self._faults
+
+        async def execute(request: Any, who: Caller, forget_key: bool = False) -> Any:
+            if replayed and who.idempotency_key and not forget_key:
+                return await self._answers.run((name, who.idempotency_key), lambda: method(request))
+            return await method(request)
+
         async def serve(stream: grpclib.server.Stream[Any, Any]) -> None:
             request = await stream.recv_message()
-            with _Errors(name):
+            began = time.perf_counter()
+            try:
                 who = self._identify(stream)
                 _caller.set(who)
-                if name in REPLAYED and who.idempotency_key:
-                    reply = await self._answers.run((name, who.idempotency_key), lambda: method(request))
+                if faults.armed and (strikes := faults.strikes(self._visit(name, request, who, True))):
+                    reply = await fault_rpc.unary(
+                        strikes, stream, lambda forget_key: execute(request, who, forget_key)
+                    )
                 else:
-                    reply = await method(request)
-            await stream.send_message(reply)
+                    reply = await execute(request, who)
+            except Exception as error:
+                count.errors += 1
+                _answer_error(name, error)
+            finally:
+                count.calls += 1
+                count.seconds += time.perf_counter() - began
+            if reply is None:  # a fault has broken the stream
+                count.errors += 1
+            else:
+                await stream.send_message(reply)
 
         return serve
 
     def _streaming(
         self, name: str, method: Callable[[Any], AsyncIterator[Any]]
     ) -> Callable[..., Awaitable[None]]:
+        count = self._stats.rpcs[name]
+        faults = self._faults
+
         async def serve(stream: grpclib.server.Stream[Any, Any]) -> None:
             request = await stream.recv_message()
-            with _Errors(name):
-                _caller.set(self._identify(stream))
+            count.calls += 1
+            try:
+                who = self._identify(stream)
+                _caller.set(who)
+                if faults.armed and (strikes := faults.strikes(self._visit(name, request, who, False))):
+                    await fault_rpc.streaming(strikes, stream, method(request))
+                    return
                 async for reply in method(request):
                     await stream.send_message(reply)
+            except Exception as error:
+                count.errors += 1
+                _answer_error(name, error)
 
         return serve
 
@@ -224,49 +273,38 @@ class Dispatcher:
         return serve
 
     def _identify(self, stream: grpclib.server.Stream[Any, Any]) -> Caller:
-        metadata: Mapping[str, str | bytes] = stream.metadata or {}
-
-        def text(key: str) -> str:
-            value = metadata.get(key, "")
-            return value.decode() if isinstance(value, bytes) else value
-
-        task_id = text(TASK_ID_HEADER)
+        # grpclib decodes all but binary headers (those whose names end in -bin) to text.
+        metadata = cast("Mapping[str, str]", stream.metadata or {})
+        task_id = metadata.get(TASK_ID_HEADER)
         if task_id:
-            if not self._access.is_container(task_id, text(CONTAINER_SECRET_HEADER)):
+            if not self._access.is_container(task_id, metadata.get(CONTAINER_SECRET_HEADER, "")):
                 raise RpcError(Status.UNAUTHENTICATED, f"This is not the container {task_id}.")
-        elif not self._access.is_token(text("x-modal-token-secret")):
+        elif not self._access.is_token(metadata.get("x-modal-token-secret", "")):
             raise RpcError(Status.UNAUTHENTICATED, WRONG_TOKEN)
         return Caller(
             task_id=task_id or None,
-            idempotency_key=text("x-idempotency-key") or None,
-            retry_attempt=int(text("x-retry-attempt") or 0),
-            client_type=int(text("x-modal-client-type") or 0),
-            client_version=text("x-modal-client-version"),
+            idempotency_key=metadata.get("x-idempotency-key") or None,
+            retry_attempt=int(metadata.get("x-retry-attempt") or 0),
+            client_type=int(metadata.get("x-modal-client-type") or 0),
+            client_version=metadata.get("x-modal-client-version", ""),
         )
 
 
 _CLIENT_GONE = (GRPCError, ProtocolError, StreamTerminatedError, ConnectionError)
 
 
-class _Errors:
-    """Turns exceptions of a handler into statuses that the SDK doesn't repeat."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, RpcError):
-            raise GRPCError(error.status, error.message) from None
-        if isinstance(error, Exception) and not isinstance(error, _CLIENT_GONE):
-            log.error("RPC %s failed:\n%s", self._name, "".join(traceback.format_exception(error)))
-            raise GRPCError(
-                Status.FAILED_PRECONDITION,
-                f"Bug in the local Modal server: {self._name} failed with {type(error).__name__}: {error} "
-                "(its log has the traceback)",
-            ) from None
+def _answer_error(name: str, error: Exception) -> NoReturn:
+    """Turn an exception of a handler into a status that the SDK doesn't repeat."""
+    if isinstance(error, RpcError):
+        raise GRPCError(error.status, error.message) from None
+    if isinstance(error, _CLIENT_GONE):
+        raise error
+    log.error("RPC %s failed:\n%s", name, "".join(traceback.format_exception(error)))
+    raise GRPCError(
+        Status.FAILED_PRECONDITION,
+        f"Bug in the local Modal server: {name} failed with {type(error).__name__}: {error} "
+        "(its log has the traceback)",
+    ) from None
 
 
 def build(message_type: type[M], **fields: Any) -> M:

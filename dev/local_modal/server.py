@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import logging
+import random
 import socket
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from grpclib.config import Configuration
 
+from local_modal import fault_http
 from local_modal.access import Access
 from local_modal.clock import Clock, SystemClock
 from local_modal.desk import Desk
 from local_modal.engine import Engine
+from local_modal.fault_journal import Journal, Plan
+from local_modal.fault_targets import Targets
+from local_modal.faults import Faults
 from local_modal.grpc_server import GrpcServer
 from local_modal.rpc import Dispatcher, Service
 from local_modal.scheduler import CANCEL_LIMIT
@@ -24,6 +30,7 @@ from local_modal.services.containers import ContainerService
 from local_modal.services.control import ControlService
 from local_modal.services.dicts import DictService
 from local_modal.services.environments import EnvironmentService
+from local_modal.services.fault_control import FaultControlService
 from local_modal.services.functions import FunctionService
 from local_modal.services.images import ImageService
 from local_modal.services.logs import LogService
@@ -34,6 +41,7 @@ from local_modal.services.secrets import SecretService
 from local_modal.services.tunnels import TunnelService
 from local_modal.services.volumes import VolumeService
 from local_modal.services.web_functions import WebFunctionService
+from local_modal.stats import Stats
 from local_modal.store import Store
 from local_modal.web import HttpSide
 from local_modal.worker import Workers
@@ -75,6 +83,10 @@ class Options:
     """Directories of the host that isolated containers see, and may write to; nothing in Modal's cloud is
     like them.
     """
+    seed: int | None = None
+    """From which all chance of fault injection derives; None = one at random."""
+    plan: Plan | None = None
+    """Faults to be set and actions to be taken, in seconds from the start."""
 
 
 class Server:
@@ -86,7 +98,13 @@ class Server:
         self.store = Store(self.state_dir)
         self.clock: Clock = clock or SystemClock(float(self.store.load(CLOCK).get("offset", b"0")))
         self.access = Access(self.state_dir)
-        self.http = HttpSide(options.host, self.access)
+        self.stats = Stats()
+        self.seed = random.SystemRandom().getrandbits(32) if options.seed is None else options.seed
+        self.journal = Journal(self.state_dir)
+        # By real time: putting the clock forward must not end them.
+        self.faults = Faults(self.seed, time.monotonic, self.journal.write)
+        self.targets = Targets(self)
+        self.http = HttpSide(options.host, self.access, [fault_http.middleware(self.faults)])
         self.workers = Workers(self)
         self.engine = Engine(self)
         self.desk = Desk(self)
@@ -107,6 +125,7 @@ class Server:
         self.tunnels = TunnelService(self)
         self.schedules = ScheduleService(self)
         self.control = ControlService(self)
+        self.fault_control = FaultControlService(self)
         # In the order of their start; each may use the ones before it.
         self.services: dict[str, Service] = {
             "environments": self.environments,
@@ -126,6 +145,7 @@ class Server:
             "tunnels": self.tunnels,
             "schedules": self.schedules,
             "control": self.control,
+            "fault_control": self.fault_control,
         }
         self._grpc: GrpcServer | None = None
         self.port = 0
@@ -152,7 +172,7 @@ class Server:
             await service.start()
         await self.http.start()
         self._grpc = GrpcServer(
-            [Dispatcher(self.services.values(), self.access)],
+            [Dispatcher(self.services.values(), self.access, self.stats, self.faults, self.targets.rpc)],
             config=Configuration(
                 http2_connection_window_size=WINDOW_BYTES, http2_stream_window_size=WINDOW_BYTES
             ),

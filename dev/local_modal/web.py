@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from local_modal.access import Access
 
@@ -16,10 +17,10 @@ HttpHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class HttpSide:
     """Routes that services add before the start, served on one port."""
 
-    def __init__(self, host: str, access: Access) -> None:
+    def __init__(self, host: str, access: Access, middlewares: Iterable[Middleware] = ()) -> None:
         self._host = host
         self._access = access
-        self._app = web.Application(client_max_size=MAX_BODY_BYTES)
+        self._app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=list(middlewares))
         self._runner: web.AppRunner | None = None
         self._port = 0
 

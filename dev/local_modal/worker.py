@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from modal_proto import api_pb2 as api
 
-from local_modal import isolation, processes
+from local_modal import fault_start, isolation, processes
 from local_modal.isolation import Isolation
 from local_modal.limits import NO_CGROUPS, Limits
 from local_modal.model import Task
@@ -87,6 +87,7 @@ class Workers:
         returncode = LAUNCH_FAILED
         provision: Provision | None = None
         try:
+            await fault_start.before_start(self.server, task)
             provision = await self._provisioner.provide(task, resolved)
             returncode = await self._supervise(task, provision)
         except Exception as error:
@@ -169,6 +170,7 @@ class Workers:
         pipes = [os.pipe() for _ in range(2)]
         try:
             task.started_at = self.server.clock.time()
+            self.server.stats.container_started(task.function_id)
             process = await self._start_process(provision, pipes[0][1], pipes[1][1])
         except BaseException:
             for reading, _ in pipes:

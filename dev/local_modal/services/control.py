@@ -1,51 +1,98 @@
-"""The control API over HTTP: look at containers and make them fail, for tests."""
+"""The control API over HTTP: look at containers, and do to them what Modal's cloud does now and then."""
 
 from __future__ import annotations
 
 import signal
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
 from local_modal.model import Task
 from local_modal.rpc import RpcError, Service
 
+if TYPE_CHECKING:
+    from local_modal.server import Server
+
+Action = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+NOTHING_MATCHES = "no live container matches; see /control/tasks"
+
+
+class Refused(Exception):
+    """What was asked for is impossible; the message says why."""
+
 
 class ControlService(Service):
-    """GET /control/tasks, POST /control/kill, /preempt, /redeliver, /fire and /advance; JSON in and out,
-    errors as {"error": sentence}. Only with the server's token.
+    """GET /control/tasks and a POST route for every action (`run`); JSON in and out, errors as
+    {"error": sentence}. Only with the server's token.
     """
 
+    def __init__(self, server: Server) -> None:
+        super().__init__(server)
+        self._actions: dict[str, Action] = {}
+
     async def start(self) -> None:
-        http = self.server.http
-        http.add_guarded_route("GET", "/control/tasks", self._tasks)
-        http.add_guarded_route("POST", "/control/kill", self._kill)
-        http.add_guarded_route("POST", "/control/preempt", self._preempt)
-        http.add_guarded_route("POST", "/control/redeliver", self._redeliver)
-        http.add_guarded_route("POST", "/control/fire", self._fire)
-        http.add_guarded_route("POST", "/control/advance", self._advance)
+        self.server.http.add_guarded_route("GET", "/control/tasks", self._tasks)
+        self.add_action("kill", self._kill)
+        self.add_action("preempt", self._preempt)
+        self.add_action("redeliver", self._redeliver)
+        self.add_action("fire", self._fire)
+        self.add_action("advance", self._advance)
+
+    def add_action(self, name: str, action: Action) -> None:
+        """Serve POST /control/<name>; only before the start of the HTTP side."""
+        self._actions[name] = action
+
+        async def serve(request: web.Request) -> web.Response:
+            body = await request.json() if request.can_read_body else {}
+            if not isinstance(body, dict):
+                return refusal("a JSON object is expected")
+            try:
+                return web.json_response(await self.run(name, body))
+            except Refused as error:
+                return refusal(str(error))
+
+        self.server.http.add_guarded_route("POST", f"/control/{name}", serve)
+
+    async def run(self, name: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Carry out an action and write it into the journal.
+
+        Raises:
+            Refused: it can't be done.
+        """
+        lasting = self._lasting(body)
+        reply = await self._actions[name](body)
+        if name != "clear":  # the faults write that down themselves
+            self.server.journal.write({"event": "action", "action": name, "fields": lasting})
+        return reply
+
+    def _lasting(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The same order in words that mean something in a later run, where ids are others."""
+        task = self.server.engine.tasks.get(str(body.get("task_id", "")))
+        if task is None:
+            return body
+        rest = {name: value for name, value in body.items() if name != "task_id"}
+        return {
+            "function_name": task.function_name,
+            "app_name": self.app_name(task),
+            "count": 1,
+            **rest,
+        }
 
     async def _tasks(self, request: web.Request) -> web.Response:
         return web.json_response(
-            {"tasks": [self._describe(task) for task in self.server.engine.tasks.values()]}
+            {"tasks": [self.describe(task) for task in self.server.engine.tasks.values()]}
         )
 
-    def _describe(self, task: Task) -> dict[str, Any]:
+    def describe(self, task: Task) -> dict[str, Any]:
+        """A container as /control/tasks shows it."""
         slot = self.server.engine.scheduler.slots.get(task.task_id)
-        app = self.server.apps.apps.get(task.app_id)
-        inputs = (
-            [
-                self.server.engine.ledger.inputs[i]
-                for i in slot.running
-                if i in self.server.engine.ledger.inputs
-            ]
-            if slot
-            else []
-        )
+        inputs = self.server.engine.ledger.inputs
+        running = [inputs[input_id] for input_id in (slot.running if slot else ()) if input_id in inputs]
         return {
             "task_id": task.task_id,
             "app_id": task.app_id,
-            "app_name": (app.name or app.description) if app else "",
+            "app_name": self.app_name(task),
             "function_id": task.function_id,
             "function_name": task.function_name,
             "environment": task.environment,
@@ -55,81 +102,80 @@ class ControlService(Service):
             "retiring": slot is not None and slot.retiring,
             "inputs_taken": slot.taken if slot else 0,
             "running_inputs": [
-                {"input_id": item.input_id, "function_call_id": item.call.call_id} for item in inputs
+                {"input_id": item.input_id, "function_call_id": item.call.call_id} for item in running
             ],
         }
 
-    async def _kill(self, request: web.Request) -> web.Response:
-        body = await _body(request)
+    def app_name(self, task: Task) -> str:
+        """The name of the app that a container belongs to, or the description of one without."""
+        app = self.server.apps.apps.get(task.app_id)
+        return (app.name or app.description) if app else ""
+
+    async def _kill(self, body: dict[str, Any]) -> dict[str, Any]:
         name = str(body.get("signal", "SIGKILL"))
         try:
             signum = signal.Signals(int(name)) if name.isdigit() else signal.Signals[name]
         except (KeyError, ValueError):
-            return _refusal(f"signal: {name!r} is not a signal")
+            raise Refused(f"signal: {name!r} is not a signal") from None
         chosen = self._chosen(body)
-        if not chosen:
-            return _refusal("no live container matches; see /control/tasks")
         for task in chosen:
             self.server.workers.signal(task.task_id, signum)
-        return web.json_response({"killed": [task.task_id for task in chosen]})
+        return {"killed": [task.task_id for task in chosen]}
 
-    async def _preempt(self, request: web.Request) -> web.Response:
-        chosen = self._chosen(await _body(request))
-        if not chosen:
-            return _refusal("no live container matches; see /control/tasks")
-        moved = {task.task_id: self.server.engine.preempt(task.task_id) for task in chosen}
-        return web.json_response({"preempted": moved})
+    async def _preempt(self, body: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "preempted": {
+                task.task_id: self.server.engine.preempt(task.task_id) for task in self._chosen(body)
+            }
+        }
 
-    async def _redeliver(self, request: web.Request) -> web.Response:
-        body = await _body(request)
+    async def _redeliver(self, body: dict[str, Any]) -> dict[str, Any]:
         engine = self.server.engine
-        input_id = body.get("input_id", "")
+        input_id = str(body.get("input_id", ""))
         if not input_id:
             running = [i for task in self._chosen(body) for i in engine.scheduler.slots[task.task_id].running]
             if not running:
-                return _refusal("no input runs there; see /control/tasks")
+                raise Refused("no input runs there; see /control/tasks")
             input_id = running[0]
         try:
             task_id = self.server.desk.redeliver(input_id)
         except RpcError as error:
-            return _refusal(error.message)
-        return web.json_response({"input_id": input_id, "task_id": task_id})
+            raise Refused(error.message) from None
+        return {"input_id": input_id, "task_id": task_id}
 
-    async def _fire(self, request: web.Request) -> web.Response:
-        body = await _body(request)
+    async def _fire(self, body: dict[str, Any]) -> dict[str, Any]:
         app = self.server.apps.deployed(body.get("app_name", ""), body.get("environment", ""))
         function_id = app.function_ids.get(body.get("function_name", "")) if app else None
         if function_id is None:
-            return _refusal("app_name, function_name: no such deployed function")
-        return web.json_response({"function_call_id": self.server.schedules.fire(function_id)})
+            raise Refused("app_name, function_name: no such deployed function")
+        return {"function_call_id": self.server.schedules.fire(function_id)}
 
-    async def _advance(self, request: web.Request) -> web.Response:
-        body = await _body(request)
+    async def _advance(self, body: dict[str, Any]) -> dict[str, Any]:
         try:
             self.server.advance(float(body.get("seconds", "")))
         except ValueError as error:
-            return _refusal(f"seconds: {error}")
-        return web.json_response({"time": self.server.clock.time()})
+            raise Refused(f"seconds: {error}") from None
+        return {"time": self.server.clock.time()}
 
     def _chosen(self, body: dict[str, Any]) -> list[Task]:
-        """By task_id, or by function_name and optionally app_name."""
+        """By task_id, or by function_name and optionally app_name and count (the oldest ones).
+
+        Raises:
+            Refused: there is none.
+        """
         tasks = list(self.server.engine.tasks.values())
         if body.get("task_id"):
-            return [task for task in tasks if task.task_id == body["task_id"]]
-        if not body.get("function_name"):
-            return []
-        chosen = [task for task in tasks if task.function_name == body["function_name"]]
+            chosen = [task for task in tasks if task.task_id == body["task_id"]]
+        else:
+            chosen = [task for task in tasks if task.function_name == body.get("function_name")]
         if body.get("app_name"):
-            chosen = [task for task in chosen if self._describe(task)["app_name"] == body["app_name"]]
-        return chosen
+            chosen = [task for task in chosen if self.app_name(task) == body["app_name"]]
+        count = body.get("count") or len(chosen)
+        if not chosen:
+            raise Refused(NOTHING_MATCHES)
+        return chosen[: int(count)]
 
 
-async def _body(request: web.Request) -> dict[str, Any]:
-    body = await request.json() if request.can_read_body else {}
-    if not isinstance(body, dict):
-        raise web.HTTPBadRequest(text="a JSON object is expected")
-    return body
-
-
-def _refusal(sentence: str) -> web.Response:
+def refusal(sentence: str) -> web.Response:
+    """An answer that says why not."""
     return web.json_response({"error": sentence}, status=404)
