@@ -1,4 +1,4 @@
-"""`python -m local_modal`: serve, env, fault."""
+"""`python -m local_modal`: serve, run, env, top, status, fault."""
 
 from __future__ import annotations
 

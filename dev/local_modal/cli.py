@@ -4,36 +4,45 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
+import ipaddress
 import json
 import logging
 import os
 import shlex
 import signal
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from local_modal import cli_fault, cli_run, cli_top
 from local_modal.access import read_token
-from local_modal.clients import SERVER_FILE, client_environ
+from local_modal.cli_common import Raw, Refused, add_state_dir
+from local_modal.clients import SERVER_FILE, ControlError, client_environ, running_server
+from local_modal.fault_journal import read_plan
+from local_modal.faults import FaultRefused
 from local_modal.isolation import NO_NAMESPACES, NotIsolated
 from local_modal.limits import NO_CGROUPS
 from local_modal.server import Options, Server
 from local_modal.store import StateDirInUse
 
+PROGRAM = "python -m local_modal"
 DESCRIPTION = """\
 A local Modal server: one process that the unmodified `modal` package talks to instead of Modal's cloud. No
 account, no Docker. Containers are processes of this machine; deployed apps, volumes, dicts, queues and
 secrets live in the state directory and survive a restart.
+
+  python -m local_modal run -- modal run app.py        one command with a server of its own
+
+  python -m local_modal serve                          a server that stays, until Ctrl-C
+  eval "$(python -m local_modal env)"                  in another terminal: `modal` uses it from now on
+  python -m local_modal top                            watch it
+  python -m local_modal fault --help                   disturb it
 """
 SERVE = f"""\
 Start a server and stay in the foreground; stop it with Ctrl-C. When it is ready it prints one line of JSON:
 
   {{"server_url": ..., "http_url": ..., "pid": ..., "mode": "isolated" or "shared", "limits": ...,
-   "state_dir": ..., "ca_file": ...}}
+   "state_dir": ..., "ca_file": ..., "seed": ...}}
 
 Only clients with the server's token are served: the command `env` prints it, the file "token" in the state
 directory has it.
@@ -51,44 +60,35 @@ have directories of their own by environment variables only.
 "limits" says how the limits of memory=(request, limit) and cpu=(request, limit) are enforced: "cgroup v1" or
 "cgroup v2" by the kernel; "watched": memory by looking at it; "none". {NO_CGROUPS}=1 does without cgroups.
 """
-FAULT = """\
-Make a running server's containers fail, to see how an application takes it. The same over HTTP, with JSON in
-and out, at the server's http_url, with the header "Authorization: Bearer $MODAL_TOKEN_SECRET":
-
-  GET  /control/tasks      live containers with their function, pid and running inputs
-  POST /control/kill       {"task_id"} or {"function_name", "app_name"}, and {"signal"}: SIGKILL unless given
-  POST /control/redeliver  {"task_id"} or {"input_id"}: a second container gets an input that still runs
-  POST /control/fire       {"app_name", "function_name"}: call a function as its schedule does
-  POST /control/advance    {"seconds"}: put the server's clock forward; schedules, expiry, timeouts and
-                           scaledown see the time pass at once
-"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit code: 0 fine, 1 failed, 2 wrong usage."""
-    options = _parser().parse_args(arguments)
-    command: Any = options.command
+    """Run a command; returns its exit code: 0 fine, 1 failed, 2 wrong usage (`run`: its command's)."""
+    parser = _parser()
     try:
-        return int(command(options))
-    except (StateDirInUse, _Refused) as error:
+        own, for_serve, run_command = cli_run.split(sys.argv[1:] if arguments is None else arguments)
+        options = parser.parse_args(own)
+        if run_command:
+            parser.parse_args(["serve", *for_serve])  # says now what is wrong with them
+            options.serve_options, options.run_command = for_serve, run_command
+        return int(options.command(options))
+    except (StateDirInUse, ControlError, FaultRefused, Refused) as error:
         print(error, file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # such as `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 
-class _Refused(Exception):
-    """A failure that the user can understand and mend."""
-
-
 def _parser() -> argparse.ArgumentParser:
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        "python -m local_modal", description=DESCRIPTION, formatter_class=formatter
-    )
+    parser = argparse.ArgumentParser(PROGRAM, description=DESCRIPTION, formatter_class=Raw)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    serve = commands.add_parser("serve", help="start a server", description=SERVE, formatter_class=formatter)
-    _add_state_dir(serve)
-    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    serve = commands.add_parser("serve", help="start a server", description=SERVE, formatter_class=Raw)
+    add_state_dir(serve)
+    serve.add_argument(
+        "--host", type=_loopback, default="127.0.0.1", help="loopback address (default: %(default)s)"
+    )
     serve.add_argument("--port", type=int, default=0, help="gRPC port; 0, the default, takes a free one")
     serve.add_argument(
         "--max-containers", type=int, default=12, metavar="N",
@@ -133,45 +133,43 @@ def _parser() -> argparse.ArgumentParser:
         "--share", action="append", type=Path, default=[], metavar="DIR",
         help="a directory of this machine that isolated containers see as well, writable (repeatable)",
     )  # fmt: skip
+    serve.add_argument(
+        "--seed", type=int, metavar="N",
+        help="all chance of fault injection derives from it (default: at random, and printed)",
+    )  # fmt: skip
+    serve.add_argument(
+        "--faults", type=Path, metavar="FILE",
+        help="set faults from the start: a plan (YAML or JSON), or the faults.jsonl of a run to be repeated",
+    )  # fmt: skip
     serve.add_argument("--json", action="store_true", help="log in JSON lines")
     serve.add_argument("--verbose", action="store_true", help="log more")
     serve.set_defaults(command=_serve)
+
+    cli_run.add_command(commands)
 
     env = commands.add_parser(
         "env", help="print the environment for clients",
         description='Print export lines for a shell:  eval "$(python -m local_modal env --state-dir DIR)"',
     )  # fmt: skip
-    _add_state_dir(env)
+    add_state_dir(env)
     env.set_defaults(command=_env)
 
-    fault = commands.add_parser(
-        "fault", help="make containers fail", description=FAULT, formatter_class=formatter
-    )
-    faults = fault.add_subparsers(required=True, metavar="FAULT")
-    for name in ("tasks", "kill", "preempt", "redeliver", "fire", "advance"):
-        sub = faults.add_parser(name)
-        _add_state_dir(sub)
-        sub.set_defaults(command=_fault, fault=name)
-        if name in ("kill", "preempt", "redeliver"):
-            sub.add_argument("--task-id", help="the container (ta-...)")
-        if name in ("kill", "preempt", "fire"):
-            sub.add_argument("--function-name")
-            sub.add_argument("--app-name")
-        if name == "kill":
-            sub.add_argument("--signal", default="SIGKILL", help="default: %(default)s")
-        if name == "redeliver":
-            sub.add_argument("--input-id")
-        if name == "fire":
-            sub.add_argument("--environment")
-        if name == "advance":
-            sub.add_argument("--seconds", type=float, required=True)
+    cli_top.add_commands(commands)
+    cli_fault.add_command(commands)
     return parser
 
 
-def _add_state_dir(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--state-dir", type=Path, required=True, metavar="DIR", help="where the server keeps everything"
-    )
+def _loopback(host: str) -> str:
+    """The value of --host."""
+    try:
+        found = ipaddress.IPv4Address("127.0.0.1" if host == "localhost" else host)
+    except ValueError:
+        found = None
+    if found is None or not found.is_loopback:
+        raise argparse.ArgumentTypeError(
+            f"{host}: loopback only (127.0.0.1). The server runs any code that its clients send."
+        )
+    return str(found)
 
 
 # -- serve
@@ -183,8 +181,9 @@ def _serve(arguments: argparse.Namespace) -> int:
     for text in arguments.image_python:
         pattern, separator, python = text.rpartition("=")
         if not separator:
-            raise _Refused(f"--image-python {text}: expected GLOB=PATH")
+            raise Refused(f"--image-python {text}: expected GLOB=PATH")
         pairs.append((pattern, python))
+    plan = read_plan(arguments.faults) if arguments.faults else None
     options = Options(
         state_dir=arguments.state_dir,
         host=arguments.host,
@@ -199,25 +198,27 @@ def _serve(arguments: argparse.Namespace) -> int:
         web_timeout=arguments.web_timeout,
         fresh_monotonic=arguments.fresh_monotonic,
         share=tuple(directory.resolve() for directory in arguments.share),
+        seed=plan.seed if plan and arguments.seed is None else arguments.seed,
+        plan=plan,
     )
-    asyncio.run(_run(options))
+    asyncio.run(_run(options, quiet=arguments.json))
     return 0
 
 
-async def _run(options: Options) -> None:
+async def _run(options: Options, quiet: bool) -> None:
     stop = asyncio.Event()
     for signum in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
     try:
         server = Server(options)
     except PermissionError as error:
-        raise _Refused(f"--state-dir {options.state_dir}: {error.strerror}") from None
+        raise Refused(f"--state-dir {options.state_dir}: {error.strerror}") from None
     try:
         await server.start()
     except NotIsolated as error:
-        raise _Refused(str(error)) from None
+        raise Refused(str(error)) from None
     except (OSError, ValueError) as error:
-        raise _Refused(f"Could not start on {options.host}:{options.port}: {error}") from None
+        raise Refused(f"Could not start on {options.host}:{options.port}: {error}") from None
     ready = {
         "server_url": server.url,
         "http_url": server.http.address,
@@ -226,6 +227,7 @@ async def _run(options: Options) -> None:
         "limits": {"memory": server.workers.limits.memory, "cpu": server.workers.limits.cpu or "none"},
         "state_dir": str(server.state_dir),
         "ca_file": server.tunnels.ca_file,
+        "seed": server.seed,
     }
     server_file = server.state_dir / SERVER_FILE
     partial = server_file.with_suffix(".partial")
@@ -236,10 +238,23 @@ async def _run(options: Options) -> None:
         logging.getLogger("local_modal").warning("Weaker than Modal: %s", phrase)
     for directory in options.share:
         logging.getLogger("local_modal").warning("Containers see %s of this machine (--share)", directory)
+    if not quiet:
+        print(_welcome(server), file=sys.stderr)
     print(json.dumps(ready), flush=True)
     await stop.wait()
     server_file.unlink(missing_ok=True)
     await server.stop()
+
+
+def _welcome(server: Server) -> str:
+    """For people; programs read the line of JSON."""
+    directory = shlex.quote(str(server.state_dir))
+    return f"""
+local Modal at {server.url} ({server.workers.isolation.mode}), state in {server.state_dir}, seed {server.seed}
+  use it:     eval "$({PROGRAM} env --state-dir {directory})"
+  watch it:   {PROGRAM} top --state-dir {directory}
+  disturb it: {PROGRAM} fault --help
+"""
 
 
 def _configure_logging(as_json: bool, verbose: bool) -> None:
@@ -259,48 +274,15 @@ class _JsonFormatter(logging.Formatter):
         return json.dumps(fields)
 
 
-# -- env, fault
-
-
-def _running(state_dir: Path) -> dict[str, Any]:
-    try:
-        ready: dict[str, Any] = json.loads((state_dir / SERVER_FILE).read_text())
-        os.kill(ready["pid"], 0)
-    except (FileNotFoundError, ProcessLookupError):
-        raise _Refused(
-            f"No server runs on {state_dir}. Start one: python -m local_modal serve --state-dir {state_dir}"
-        ) from None
-    except PermissionError:
-        pass  # another user's process: it lives
-    return ready
+# -- env
 
 
 def _env(arguments: argparse.Namespace) -> int:
-    running = _running(arguments.state_dir)
+    running = running_server(arguments.state_dir)
     for name, value in client_environ(running["server_url"], read_token(arguments.state_dir)).items():
         print(f"export {name}={shlex.quote(value)}")
     if running["ca_file"]:
         # Not as a variable: SSL_CERT_FILE and the like would replace what else the client trusts. And last:
         # an eval without quotes makes one line of it all.
         print(f"# Tunnels (modal.forward) have certificates that {running['ca_file']} verifies.")
-    return 0
-
-
-def _fault(arguments: argparse.Namespace) -> int:
-    url = f"{_running(arguments.state_dir)['http_url']}/control/{arguments.fault}"
-    names = ("task_id", "function_name", "app_name", "signal", "input_id", "environment", "seconds")
-    body = {name: value for name in names if (value := getattr(arguments, name, None))}
-    data = None if arguments.fault == "tasks" else json.dumps(body).encode()
-    headers = {
-        "Content-Type": "application/json",
-        "Authorization": f"Bearer {read_token(arguments.state_dir)}",
-    }
-    request = urllib.request.Request(url, data, headers)
-    try:
-        with contextlib.closing(
-            urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request)
-        ) as reply:
-            print(json.dumps(json.load(reply), indent=2))
-    except urllib.error.HTTPError as error:
-        raise _Refused(json.load(error)["error"]) from None
     return 0

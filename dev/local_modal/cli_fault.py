@@ -125,9 +125,9 @@ def add_command(commands: Any) -> None:
     for kind in KINDS:
         effect = PRESETS[kind]["effect"] if kind in PRESETS else kind
         parser = add(kind, EFFECTS[effect])
-        options = NARROWING | SHAPING.get(effect, {})
-        _add_options(parser, options)
-        parser.set_defaults(command=lambda given, kind=kind, options=tuple(options): _set(given, kind, options))
+        settings = NARROWING | SHAPING.get(effect, {})
+        _add_options(parser, settings)
+        parser.set_defaults(command=lambda given, kind=kind, names=tuple(settings): _set(given, kind, names))
 
 
 def _add_options(parser: argparse.ArgumentParser, options: dict[str, dict[str, Any]]) -> None:
@@ -149,7 +149,9 @@ def _do(arguments: argparse.Namespace, action: str, options: tuple[str, ...]) ->
 
 
 def _set(arguments: argparse.Namespace, kind: str, options: tuple[str, ...]) -> int:
-    return _print(Control.of(arguments.state_dir).post("faults", {"fault": kind, **_given(arguments, options)}))
+    return _print(
+        Control.of(arguments.state_dir).post("faults", {"fault": kind, **_given(arguments, options)})
+    )
 
 
 def _replay(arguments: argparse.Namespace) -> int:

@@ -65,7 +65,7 @@ def _run(arguments: argparse.Namespace) -> int:
     failed = True
     try:
         try:
-            server = LocalModal(directory, arguments=options)
+            server = LocalModal(directory, arguments=options, own_session=True)
             server.start()
         except RuntimeError:
             raise Refused(server.log.strip() or "the server didn't start") from None
@@ -98,7 +98,7 @@ def _command(server: LocalModal, command: Sequence[str]) -> int:
         process = subprocess.Popen(list(command), env=server.env)
     except OSError as error:
         raise Refused(f"{command[0]}: {error.strerror}") from None
-    # Ctrl-C reaches the command as well; it decides, and the server goes afterwards.
+    # Ctrl-C reaches the command, too: it decides what becomes of it, and the server goes afterwards.
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     passing_on = signal.signal(signal.SIGTERM, lambda signum, _: os.kill(process.pid, signum))
     try:

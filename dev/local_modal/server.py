@@ -38,6 +38,7 @@ from local_modal.services.mounts import MountService
 from local_modal.services.queues import QueueService
 from local_modal.services.schedules import ScheduleService
 from local_modal.services.secrets import SecretService
+from local_modal.services.status import StatusService
 from local_modal.services.tunnels import TunnelService
 from local_modal.services.volumes import VolumeService
 from local_modal.services.web_functions import WebFunctionService
@@ -126,6 +127,7 @@ class Server:
         self.schedules = ScheduleService(self)
         self.control = ControlService(self)
         self.fault_control = FaultControlService(self)
+        self.status = StatusService(self)
         # In the order of their start; each may use the ones before it.
         self.services: dict[str, Service] = {
             "environments": self.environments,
@@ -146,6 +148,7 @@ class Server:
             "schedules": self.schedules,
             "control": self.control,
             "fault_control": self.fault_control,
+            "status": self.status,
         }
         self._grpc: GrpcServer | None = None
         self.port = 0

@@ -3,7 +3,10 @@ started again.
 
     with LocalModal() as server:
         subprocess.run(["modal", "deploy", "app.py"], env=server.env, check=True)
-        server.control("kill", function_name="work")
+        with server.fault("lose", rpc="FunctionMap", count=1) as fault:
+            ...
+        assert fault.struck == 1
+        server.kill_container("work")
 """
 
 from __future__ import annotations
@@ -17,24 +20,23 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
 from local_modal.access import read_token
-from local_modal.clients import client_environ
+from local_modal.clients import Control, ControlError, client_environ
+
+__all__ = ["ControlError", "FaultHandle", "LocalModal", "wait_until"]
 
 READY_SECONDS = 30.0
 STOP_SECONDS = 30.0
+LOOKS = ("tasks", "status", "faults")
+"""What of the control API only looks, unless it is given something."""
 
 T = TypeVar("T")
-
-
-class ControlError(Exception):
-    """The control API refused; the message is its sentence."""
 
 
 class LocalModal:
@@ -44,6 +46,7 @@ class LocalModal:
         state_dir: kept afterwards; by default a temporary directory that is removed.
         arguments: further arguments of `serve`.
         env: variables added to the server's environment, such as `LOCAL_MODAL_NO_NAMESPACES`.
+        own_session: whether Ctrl-C in the terminal spares it.
     """
 
     def __init__(
@@ -52,17 +55,21 @@ class LocalModal:
         *,
         arguments: Sequence[str] = (),
         env: dict[str, str] | None = None,
+        own_session: bool = False,
     ) -> None:
         self._own_dir = state_dir is None
         self.state_dir = state_dir or Path(tempfile.mkdtemp(prefix="local-modal-"))
         self._arguments = list(arguments)
         self._extra_env = env or {}
+        self._own_session = own_session
         self._process: subprocess.Popen[str] | None = None
         self._port = 0
         self.server_url = ""
         self.http_url = ""
         self.mode = ""
         self.ca_file = ""
+        self.seed = 0
+        """From which all chance of its faults derives; `arguments=["--seed", "7"]` chooses it."""
         self.limits: dict[str, str] = {}
         self.log_path = self.state_dir / "server.log"
 
@@ -89,6 +96,11 @@ class LocalModal:
     def token(self) -> str:
         """The MODAL_TOKEN_SECRET of its clients; known once it has been started."""
         return read_token(self.state_dir)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has been started, and neither stopped nor killed since."""
+        return self._process is not None
 
     @property
     def pid(self) -> int:
@@ -125,6 +137,7 @@ class LocalModal:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
+                start_new_session=self._own_session,
             )
         ready = json.loads(self._first_line())
         self.server_url, self.http_url = ready["server_url"], ready["http_url"]
@@ -172,21 +185,83 @@ class LocalModal:
         self.start()
 
     def control(self, path: str, **fields: Any) -> Any:
-        """Use the control API: `control("tasks")` lists containers; `kill`, `redeliver`, `fire` take keyword
-        arguments.
+        """Use the control API: `control("tasks")`, `control("status")` and `control("faults")` look; `kill`,
+        `preempt`, `redeliver`, `fire`, `expire`, `pause`, `advance` do something, with keyword arguments.
 
         Raises:
             ControlError: it refused.
         """
-        data = None if path == "tasks" else json.dumps(fields).encode()
-        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.token}"}
-        request = urllib.request.Request(f"{self.http_url}/control/{path}", data, headers)
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        api = Control(self.http_url, self.token)
+        return api.get(path) if path in LOOKS and not fields else api.post(path, fields)
+
+    @contextmanager
+    def fault(self, fault: str, **settings: Any) -> Iterator[FaultHandle]:
+        """A fault for as long as the block takes: `with server.fault("fail", rpc="QueuePut", count=1)`. The
+        kinds and their settings are those of `python -m local_modal fault --help`.
+
+        Raises:
+            ControlError: there is no such fault.
+        """
+        handle = self.set_fault(fault, **settings)
         try:
-            with opener.open(request, timeout=30) as reply:
-                return json.load(reply)
-        except urllib.error.HTTPError as error:
-            raise ControlError(json.load(error)["error"]) from None
+            yield handle
+        finally:
+            handle.clear()
+
+    def set_fault(self, fault: str, **settings: Any) -> FaultHandle:
+        """The same, until it is cleared, spent or over.
+
+        Raises:
+            ControlError: there is no such fault.
+        """
+        return FaultHandle(self, self.control("faults", fault=fault, **settings)["id"])
+
+    def faults(self) -> list[dict[str, Any]]:
+        """All faults since the start, with how often each has struck."""
+        found: list[dict[str, Any]] = self.control("faults")["faults"]
+        return found
+
+    def clear_faults(self) -> None:
+        """End all faults."""
+        self.control("clear")
+
+    def kill_container(self, function_name: str | None = None, **chosen: Any) -> list[str]:
+        """SIGKILL to the containers of a function (or `task_id=`, `app_name=`, `count=`, `signal=`); returns
+        their task ids.
+
+        Raises:
+            ControlError: there is none.
+        """
+        killed: list[str] = self.control("kill", **_named(function_name), **chosen)["killed"]
+        return killed
+
+    def preempt(self, function_name: str | None = None, **chosen: Any) -> list[str]:
+        """Take containers away as Modal does when it needs their machine: SIGINT, a grace period, and their
+        inputs start again elsewhere; returns their task ids.
+
+        Raises:
+            ControlError: there is none.
+        """
+        return list(self.control("preempt", **_named(function_name), **chosen)["preempted"])
+
+    def wait_for_container(
+        self, function_name: str, state: str = "busy", seconds: float = 20.0
+    ) -> dict[str, Any]:
+        """The first container of a function that is "starting", "idle", "busy" or "retiring"; as
+        `control("status")` shows it.
+
+        Raises:
+            TimeoutError: there is none within `seconds`.
+        """
+
+        def found() -> list[dict[str, Any]]:
+            return [
+                container
+                for container in self.control("status")["containers"]
+                if container["function_name"] == function_name and container["state"] == state
+            ]
+
+        return wait_until(found, seconds, f"a container of {function_name} that is {state}")[0]
 
     def advance(self, seconds: float) -> None:
         """Put the server's clock forward, instead of waiting for a schedule, an expiry or a scaledown.
@@ -199,6 +274,36 @@ class LocalModal:
         """The live containers, of one function or all."""
         tasks: list[dict[str, Any]] = self.control("tasks")["tasks"]
         return [task for task in tasks if function_name in (None, task["function_name"])]
+
+
+class FaultHandle:
+    """A fault that has been set on a server."""
+
+    def __init__(self, server: LocalModal, fault_id: str) -> None:
+        self._server = server
+        self.id = fault_id
+
+    @property
+    def struck(self) -> int:
+        """How many requests it has struck so far."""
+        return int(self._now()["struck"])
+
+    @property
+    def state(self) -> str:
+        """ "active", "spent", "expired" or "cleared"."""
+        return str(self._now()["state"])
+
+    def clear(self) -> None:
+        """End it; whatever it stalls is let go. Does nothing if the server has stopped or started again."""
+        if self._server.is_running and any(fault["id"] == self.id for fault in self._server.faults()):
+            self._server.control("clear", id=self.id)
+
+    def _now(self) -> dict[str, Any]:
+        return next(fault for fault in self._server.faults() if fault["id"] == self.id)
+
+
+def _named(function_name: str | None) -> dict[str, str]:
+    return {} if function_name is None else {"function_name": function_name}
 
 
 def wait_until(condition: Callable[[], T], seconds: float = 20.0, what: str = "") -> T:
