@@ -23,6 +23,7 @@ from local_modal.faults import FaultRefused
 from local_modal.isolation import NO_NAMESPACES, NotIsolated
 from local_modal.limits import NO_CGROUPS
 from local_modal.server import Options, Server
+from local_modal.services.images import REFUSE, WARN
 from local_modal.store import StateDirInUse
 
 PROGRAM = "python -m local_modal"
@@ -102,6 +103,10 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--image-python", action="append", default=[], metavar="GLOB=PATH",
         help="interpreter for images whose FROM matches, such as 'apache/airflow:2.*=/venvs/af2/bin/python'",
+    )  # fmt: skip
+    serve.add_argument(
+        "--missing-packages", choices=(REFUSE, WARN), default=Options.missing_packages,
+        help="what to do when an image installs packages that its interpreter lacks (default: %(default)s)",
     )  # fmt: skip
     serve.add_argument(
         "--stop-grace", type=float, default=Options.stop_grace, metavar="SECONDS",
@@ -191,6 +196,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         max_containers=arguments.max_containers,
         python=arguments.python,
         image_pythons=tuple(pairs),
+        missing_packages=arguments.missing_packages,
         cancel_limit=arguments.cancel_limit,
         stop_grace=arguments.stop_grace,
         preemption_grace=arguments.preemption_grace,

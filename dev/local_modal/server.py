@@ -32,7 +32,7 @@ from local_modal.services.dicts import DictService
 from local_modal.services.environments import EnvironmentService
 from local_modal.services.fault_control import FaultControlService
 from local_modal.services.functions import FunctionService
-from local_modal.services.images import ImageService
+from local_modal.services.images import REFUSE, ImageService
 from local_modal.services.logs import LogService
 from local_modal.services.mounts import MountService
 from local_modal.services.queues import QueueService
@@ -66,6 +66,8 @@ class Options:
     python: str = sys.executable
     image_pythons: tuple[tuple[str, str], ...] = field(default=())
     """(glob on an image's FROM line, interpreter) pairs; the first match stands in for the image."""
+    missing_packages: str = REFUSE
+    """What happens to the build of an image with packages that its interpreter lacks: refuse or warn."""
     cancel_grace: float = 2.0
     """Seconds between the cancel event for an input that timed out and SIGINT to its container."""
     cancel_limit: float = CANCEL_LIMIT

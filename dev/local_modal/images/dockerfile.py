@@ -103,12 +103,17 @@ def copied(copying: Copy, context: Sequence[str], workdir: str) -> Mapping[str, 
     target = posixpath.normpath(posixpath.join(workdir or "/", copying.target))
     into = copying.target.endswith(("/", "/.")) or copying.target in (".", "./") or len(copying.sources) > 1
     for source in copying.sources:
-        pattern = posixpath.normpath("/" + source)
+        pattern = _absolute(source)
         for path in context:
-            name = posixpath.normpath("/" + path)
+            name = _absolute(path)
             if pattern == "/" or name.startswith(pattern + "/"):  # a directory: what is in it
                 relative = name[len(pattern.rstrip("/")) + 1 :]
                 landed[posixpath.join(target, relative)] = path
             elif fnmatch.fnmatchcase(name, pattern):
                 landed[posixpath.join(target, posixpath.basename(name)) if into else target] = path
     return landed
+
+
+def _absolute(path: str) -> str:
+    # normpath keeps two leading slashes.
+    return posixpath.normpath("/" + path.lstrip("/"))

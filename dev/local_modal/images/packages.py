@@ -1,49 +1,45 @@
 """Which Python packages do a Dockerfile's RUN lines install?
 
-Read are pip, `uv pip`, `uv sync` and `poetry install`, with their requirement files. What can't be known without
-running something (a variable, a URL without a name, another installer) is passed over.
+Read are pip, `uv pip`, `uv sync` and `poetry install`, with their requirement files. What can't be known
+without running something (a variable, a URL without a name, another installer) is passed over.
 """
 
 from __future__ import annotations
 
 import posixpath
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import toml
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
 from local_modal.images import dockerfile
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 ReadFile = Callable[[str], "str | None"]
 """The text of a file that was copied into the image, by its path there; None if it isn't known."""
 
 INSTALLERS = frozenset({"pip", "wheel", "uv", "setuptools", "poetry"})
-"""A line that installs nothing else prepares a build (`debian_slim` begins with one); no function needs it."""
+"""A line that installs nothing else prepares a build (`debian_slim` begins with one)."""
 MAX_DEPTH = 10
 """Requirement files within requirement files."""
 
 _PIP = re.compile(r"pip(\d+(\.\d+)?)?")
 _PYTHON = re.compile(r"python(\d+(\.\d+)?)?")
 _FILES = ("-r", "--requirement", "--requirements")
-_WITH_VALUE = frozenset(
-    "-c --constraint --constraints -i --index-url --extra-index-url --index --default-index -f --find-links -e "
-    "--editable -t --target -p --python --prefix --root --src --platform --python-version --implementation --abi "
-    "--no-binary --only-binary --no-build-isolation-package --config-settings --config-setting -C "
-    "--global-option --upgrade-strategy --progress-bar --timeout --retries --trusted-host --cache-dir --log "
-    "--proxy --cert --client-cert --exists-action --index-strategy --keyring-provider --resolution --prerelease "
-    "--exclude-newer --link-mode --override --overrides --build-constraint --torch-backend --upgrade-package -P "
-    "--reinstall-package --refresh-package --report --extra --group".split()
-)
+_WITH_VALUE = """
+-c --constraint --constraints -i --index-url --extra-index-url --index --default-index -f --find-links -e
+--editable -t --target -p --python --prefix --root --src --platform --python-version --implementation
+--abi --no-binary --only-binary --no-build-isolation-package --config-settings --config-setting -C
+--global-option --upgrade-strategy --progress-bar --timeout --retries --trusted-host --cache-dir --log
+--proxy --cert --client-cert --exists-action --index-strategy --keyring-provider --resolution
+--prerelease --exclude-newer --link-mode --override --overrides --build-constraint --torch-backend
+--upgrade-package -P --reinstall-package --refresh-package --report --extra --group
+"""
 """Options of `pip install` and `uv pip install` whose next word isn't a requirement."""
+_OPTIONS_WITH_VALUE = frozenset(_WITH_VALUE.split())
 _EGG = re.compile(r"[#&]egg=([A-Za-z0-9._-]+)")
 _POETRY_OWN = "python"
 
@@ -86,7 +82,7 @@ def _pip(words: list[str], read: ReadFile, workdir: str) -> Iterator[Requirement
             path = value if equals and option in _FILES else word[2:] if option not in _FILES else ""
             path = path or (pending.pop(0) if pending else "")
             yield from _requirement_file(posixpath.join(workdir, path), read, MAX_DEPTH)
-        elif word in _WITH_VALUE and pending:
+        elif word in _OPTIONS_WITH_VALUE and pending:
             pending.pop(0)
         elif not word.startswith("-"):
             yield from _requirement(word)
@@ -109,8 +105,8 @@ def _requirement_file(path: str, read: ReadFile, depth: int) -> Iterator[Require
 def _project(text: str | None) -> Iterator[Requirement]:
     """The dependencies that a pyproject.toml declares, for the standard's and poetry's own tables."""
     try:
-        content: Mapping[str, Any] = tomllib.loads(text or "")
-    except tomllib.TOMLDecodeError:
+        content: Mapping[str, Any] = toml.loads(text or "")
+    except toml.TomlDecodeError:
         return
     for line in content.get("project", {}).get("dependencies", ()):
         yield from _requirement(line)
@@ -136,10 +132,9 @@ def _requirement(text: str) -> Iterator[Requirement]:
     if egg and " @ " not in text:
         text = egg[1]
     try:
-        yield Requirement(text)
-    except InvalidRequirement:
-        try:
+        if text.endswith(".whl") and " @ " not in text:
             name, version, _, _ = parse_wheel_filename(posixpath.basename(text))
-        except InvalidWheelFilename:
-            return  # a path, a URL or a variable: its name isn't known
-        yield Requirement(f"{name}=={version}")
+            text = f"{name}=={version}"
+        yield Requirement(text)
+    except (InvalidRequirement, InvalidWheelFilename):
+        return  # a path, a URL or a variable: its name isn't known

@@ -145,7 +145,14 @@ class AppService(Service):
         for record in functions.of(app):
             if record.definition is not None:
                 self.server.engine.spawn_background(self.server.workers.prepare(record.definition))
-        return api.AppPublishResponse(url=self.page_url(app), deployed_at=now)
+        image_ids = {
+            record.definition.image_id for record in functions.of(app) if record.definition is not None
+        }
+        return api.AppPublishResponse(
+            url=self.page_url(app),
+            deployed_at=now,
+            server_warnings=await self.server.images.warnings(image_ids),
+        )
 
     async def AppClientDisconnect(self, request: api.AppClientDisconnectRequest) -> Empty:
         app = self.apps.get(request.app_id)

@@ -67,6 +67,11 @@ class FunctionService(Service):
         """The functions of an app."""
         return [record for record in self.records.values() if record.app_id == app.app_id]
 
+    def base_of(self, function_id: str) -> str:
+        """The function that a variant was made of; a function itself."""
+        bound = self._variants.get(function_id)
+        return bound.function_id if bound else function_id
+
     def app_of(self, function_id: str) -> str:
         """The app id of a function or variant, "" if unknown."""
         bound = self._variants.get(function_id)

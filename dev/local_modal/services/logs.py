@@ -1,52 +1,41 @@
-"""What containers print: kept in memory, bounded, read live (AppGetLogs) or afterwards (AppFetchLogs,
-AppCountLogs).
+"""What containers print: read live (AppGetLogs) or afterwards (AppFetchLogs, AppCountLogs), also after a
+restart of the server.
+
+Entries carry the machine's own time, whatever the server's clock says: clients ask by theirs.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
-from collections import Counter, deque
+import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from modal_proto import api_pb2 as api
 
+from local_modal.logstore import PAGE, TRIM_EVERY, LogEntry, LogStore, Selection
 from local_modal.rpc import Service
 
-ENTRIES_KEPT = 100_000
-CHARACTERS_KEPT = 64 * 2**20
+LOGS_FILE = "logs.db"
 POLL_SECONDS = 55.0
 ENDING_GRACE = 10.0
 """Seconds that the log of an ended app waits for its last containers."""
-
-
-@dataclass(frozen=True)
-class LogEntry:
-    """A piece of output, usually a line."""
-
-    number: int
-    time: float
-    app_id: str
-    function_id: str
-    call_id: str
-    input_id: str
-    task_id: str
-    descriptor: int
-    """1 = stdout, 2 = stderr, 3 = said by the server."""
-    text: str
+ENDING_POLL = 0.1
+"""The end of the last container isn't announced to those who follow a log, so they look."""
 
 
 class LogService(Service):
     """App*Logs RPCs; the workers `append`."""
 
     async def start(self) -> None:
-        self._entries: deque[LogEntry] = deque()
-        self._characters = 0
-        self._numbers = itertools.count(1)
         self._changed = asyncio.Event()
         self._ended: dict[str, float] = {}
+        self._store = LogStore(self.server.state_dir / LOGS_FILE, self._notify)
+        self._trimmer = asyncio.ensure_future(self._trim())
+
+    async def stop(self) -> None:
+        self._trimmer.cancel()
+        await self._store.close()
 
     def append(
         self,
@@ -59,68 +48,78 @@ class LogService(Service):
         descriptor: int,
         text: str,
     ) -> None:
-        """Keep one piece of output and pass it to those who follow."""
-        number, now = next(self._numbers), self.server.clock.time()
-        self._entries.append(
-            LogEntry(number, now, app_id, function_id, call_id, input_id, task_id, descriptor, text)
+        """Keep one piece of output and pass it to those who follow; doesn't wait for anything."""
+        base = self.server.functions.base_of(function_id)
+        self._store.append(
+            LogEntry(0, time.time(), app_id, base, function_id, call_id, input_id, task_id, descriptor, text)
         )
-        self._characters += len(text)
-        while len(self._entries) > ENTRIES_KEPT or self._characters > CHARACTERS_KEPT:
-            self._characters -= len(self._entries.popleft().text)
-        self._notify()
 
     def app_ended(self, app_id: str) -> None:
         """Followers of this app get the rest, then the end."""
-        self._ended[app_id] = self.server.clock.time()
+        self._ended[app_id] = time.monotonic()
         self._notify()
+
+    async def app_of_task(self, task_id: str) -> str:
+        """The app of a container that has printed something, also of one that has ended; "" if unknown."""
+        found = await self._store.read(Selection(task_id=task_id), 1)
+        return found[0].app_id if found else ""
 
     def _notify(self) -> None:
         event, self._changed = self._changed, asyncio.Event()
         event.set()
 
+    async def _trim(self) -> None:
+        while True:
+            await self._store.trim(time.time())
+            await asyncio.sleep(TRIM_EVERY)
+
     async def AppGetLogs(self, request: api.AppGetLogsRequest) -> AsyncIterator[api.TaskLogsBatch]:
         position = int(request.last_entry_id.partition("-")[0] or 0)
-        deadline = self.server.clock.time() + (request.timeout or POLL_SECONDS)
+        deadline = time.monotonic() + (request.timeout or POLL_SECONDS)
         while True:
             changed = self._changed
-            new = [entry for entry in self._after(position) if self._matches(entry, request)]
-            for entry in new:
-                position = entry.number
-                yield self._batch(entry)
-            ended = self._ended.get(request.app_id)
-            if ended is not None and self._settled(request.app_id, ended):
+            settled = self._settled(request.app_id)  # before the reading: what comes later has been printed
+            while True:
+                entries = await self._store.read(_followed(request, position), PAGE)
+                for entry in entries:
+                    position = entry.number
+                    yield _batch(entry)
+                if len(entries) < PAGE:
+                    break
+            if settled:
                 yield api.TaskLogsBatch(entry_id=f"{position}-0", app_done=True)
                 return
-            remaining = deadline - self.server.clock.time()
+            remaining = deadline - time.monotonic()
             if remaining <= 0:
                 return
-            # The end of the last container isn't announced here, hence the short waits once the app has
-            # ended.
-            pause = min(remaining, 0.1 if ended is not None else remaining)
+            pause = min(remaining, ENDING_POLL if request.app_id in self._ended else remaining)
             try:
                 await asyncio.wait_for(changed.wait(), pause)
             except asyncio.TimeoutError:
                 pass  # the loop looks at the time itself
 
-    def _settled(self, app_id: str, ended: float) -> bool:
+    def _settled(self, app_id: str) -> bool:
+        """Whether nothing will be printed any more."""
+        app = self.server.apps.apps.get(app_id)
+        if app is not None and app.state != api.APP_STATE_STOPPED:
+            return False
         running = any(task.app_id == app_id for task in self.server.engine.tasks.values())
-        return not running or self.server.clock.time() - ended > ENDING_GRACE
+        ended = self._ended.get(app_id, 0.0)
+        if running and time.monotonic() - ended <= ENDING_GRACE:
+            return False
+        self._ended.pop(app_id, None)
+        return True
 
     async def AppFetchLogs(self, request: api.AppFetchLogsRequest) -> api.AppFetchLogsResponse:
-        found = [entry for entry in self._entries if self._within(entry, request)]
         # The newest ones are what a limit keeps.
-        kept = found[-request.limit :] if request.limit else found
-        return api.AppFetchLogsResponse(batches=[self._batch(entry) for entry in kept])
+        entries = await self._store.read(_asked(request), request.limit, newest=True)
+        return api.AppFetchLogsResponse(batches=[_batch(entry) for entry in entries])
 
     async def AppCountLogs(self, request: api.AppCountLogsRequest) -> api.AppCountLogsResponse:
         width = request.bucket_secs or 60
-        start = request.since.ToNanoseconds() / 1e9
-        counts: dict[int, Counter[int]] = {}
-        for entry in self._entries:
-            if self._within(entry, request):
-                counts.setdefault(int((entry.time - start) // width), Counter())[entry.descriptor] += 1
+        start = _seconds(request.since)
         buckets = []
-        for index, by_descriptor in sorted(counts.items()):
+        for index, by_descriptor in (await self._store.count(_asked(request), start, width)).items():
             moment = Timestamp()
             moment.FromNanoseconds(int((start + index * width) * 1e9))
             buckets.append(
@@ -133,48 +132,60 @@ class LogService(Service):
             )
         return api.AppCountLogsResponse(app_id=request.app_id, buckets=buckets)
 
-    def _after(self, number: int) -> list[LogEntry]:
-        newer = itertools.takewhile(lambda entry: entry.number > number, reversed(self._entries))
-        return list(newer)[::-1]
 
-    def _within(self, entry: LogEntry, request: api.AppFetchLogsRequest | api.AppCountLogsRequest) -> bool:
-        if request.HasField("since") and entry.time < request.since.ToNanoseconds() / 1e9:
-            return False
-        if request.HasField("until") and entry.time >= request.until.ToNanoseconds() / 1e9:
-            return False
-        return self._matches(entry, request)
+def _followed(request: api.AppGetLogsRequest, after: int) -> Selection:
+    return Selection(
+        app_id=request.app_id,
+        function_id=request.function_id,
+        variant_id=_optional(request, "parametrized_function_id"),
+        call_id=request.function_call_id,
+        input_id=request.input_id,
+        task_id=request.task_id,
+        descriptor=request.file_descriptor,
+        text=request.search_text,
+        after=after,
+    )
 
-    @staticmethod
-    def _matches(
-        entry: LogEntry, request: api.AppGetLogsRequest | api.AppFetchLogsRequest | api.AppCountLogsRequest
-    ) -> bool:
-        descriptor = request.file_descriptor if isinstance(request, api.AppGetLogsRequest) else request.source
-        input_id = request.input_id if isinstance(request, api.AppGetLogsRequest) else ""
-        return (
-            (not request.app_id or entry.app_id == request.app_id)
-            and (not request.function_id or entry.function_id == request.function_id)
-            and (not request.function_call_id or entry.call_id == request.function_call_id)
-            and (not request.task_id or entry.task_id == request.task_id)
-            and (not input_id or entry.input_id == input_id)
-            and (not descriptor or entry.descriptor == descriptor)
-            and (not request.search_text or request.search_text in entry.text)
-        )
 
-    @staticmethod
-    def _batch(entry: LogEntry) -> api.TaskLogsBatch:
-        item = api.TaskLogs(
-            data=entry.text,
-            timestamp=entry.time,
-            timestamp_ns=int(entry.time * 1e9),
-            file_descriptor=entry.descriptor,  # type: ignore[arg-type]
-            function_call_id=entry.call_id,
-            input_id=entry.input_id,
-            container_id=entry.task_id,
-        )
-        return api.TaskLogsBatch(
-            task_id=entry.task_id,
-            function_id=entry.function_id,
-            input_id=entry.input_id,
-            entry_id=f"{entry.number}-0",
-            items=[item],
-        )
+def _asked(request: api.AppFetchLogsRequest | api.AppCountLogsRequest) -> Selection:
+    return Selection(
+        app_id=request.app_id,
+        function_id=request.function_id,
+        variant_id=_optional(request, "parametrized_function_id"),
+        call_id=request.function_call_id,
+        task_id=request.task_id,
+        descriptor=request.source,
+        text=request.search_text,
+        since=_seconds(request.since) if request.HasField("since") else None,
+        until=_seconds(request.until) if request.HasField("until") else None,
+    )
+
+
+def _optional(
+    request: api.AppGetLogsRequest | api.AppFetchLogsRequest | api.AppCountLogsRequest, name: str
+) -> str:
+    """A field that not every supported version of the SDK knows."""
+    return str(getattr(request, name)) if name in request.DESCRIPTOR.fields_by_name else ""
+
+
+def _seconds(moment: Timestamp) -> float:
+    return moment.ToNanoseconds() / 1e9
+
+
+def _batch(entry: LogEntry) -> api.TaskLogsBatch:
+    item = api.TaskLogs(
+        data=entry.text,
+        timestamp=entry.time,
+        timestamp_ns=int(entry.time * 1e9),
+        file_descriptor=entry.descriptor,  # type: ignore[arg-type]
+        function_call_id=entry.call_id,
+        input_id=entry.input_id,
+        container_id=entry.task_id,
+    )
+    return api.TaskLogsBatch(
+        task_id=entry.task_id,
+        function_id=entry.function_id,
+        input_id=entry.input_id,
+        entry_id=f"{entry.number}-0",
+        items=[item],
+    )

@@ -7,7 +7,7 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -65,21 +65,45 @@ class MountService(Service):
     async def MountGetOrCreate(self, request: api.MountGetOrCreateRequest) -> api.MountGetOrCreateResponse:
         # The SDK's own mounts (its client, a standalone Python) are named and come without files: the
         # interpreter has them.
-        contents = api.MountGetOrCreateRequest(deployment_name=request.deployment_name, files=request.files)
         for file in request.files:
             if not self.path(file.sha256_hex).exists():
                 raise RpcError(Status.INVALID_ARGUMENT, f"Mount file {file.filename} was not uploaded.")
+        mount_id = self.keep(request.files, request.deployment_name)
+        checksum = hashlib.sha256(self._mounts[mount_id].SerializeToString(deterministic=True)).hexdigest()
+        return api.MountGetOrCreateResponse(
+            mount_id=mount_id,
+            handle_metadata=api.MountHandleMetadata(content_checksum_sha256_hex=checksum),
+        )
+
+    # -- for the other services
+
+    def keep(self, files: Iterable[api.MountFile], name: str = "") -> str:
+        """The id of a mount of these files, whose contents are here already."""
+        contents = api.MountGetOrCreateRequest(deployment_name=name, files=files)
         data = contents.SerializeToString(deterministic=True)
         mount_id = ids.derived_id(ids.MOUNT, data)
         if mount_id not in self._mounts:
             self._mounts[mount_id] = contents
             self.server.store.put(TABLE, mount_id, data)
-        return api.MountGetOrCreateResponse(
-            mount_id=mount_id,
-            handle_metadata=api.MountHandleMetadata(
-                content_checksum_sha256_hex=hashlib.sha256(data).hexdigest()
-            ),
-        )
+        return mount_id
+
+    def put(self, data: bytes) -> str:
+        """Keep a small file's content; returns its digest."""
+        digest = hashlib.sha256(data).hexdigest()
+        path = self.path(digest)
+        if not path.exists():
+            partial = path.with_suffix(f".{os.urandom(4).hex()}")
+            partial.write_bytes(data)
+            partial.rename(path)
+        return digest
+
+    def files(self, mount_id: str) -> list[api.MountFile]:
+        """The files of a mount; none if there is no such mount."""
+        return list(self._mounts[mount_id].files) if mount_id in self._mounts else []
+
+    def name(self, mount_id: str) -> str:
+        """The name of a mount of the SDK's own; "" if it has none."""
+        return self._mounts[mount_id].deployment_name if mount_id in self._mounts else ""
 
     async def root(self, mount_ids: Sequence[str], python: str) -> Path:
         """A directory with the files of these mounts at their absolute paths, later mounts over earlier ones.
@@ -126,9 +150,6 @@ class MountService(Service):
     def path(self, sha256_hex: str) -> Path:
         """Where the content of that digest is, or would be."""
         return self._files / Path(sha256_hex).name
-
-    def _file(self, digest: str) -> Path:
-        return self._files / Path(digest).name
 
     def _now(self) -> Timestamp:
         timestamp = Timestamp()

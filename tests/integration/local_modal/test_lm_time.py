@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -52,26 +53,34 @@ def test_a_week_in_a_moment(fresh_local_modal: LocalModal) -> None:
     assert later <= server.control("advance", seconds=0)["time"] < later + 60
 
 
-def test_scaledown_and_input_timeouts_see_the_time_pass(isolated_server: LocalModal) -> None:
+@pytest.fixture(scope="module")
+def timed_server() -> Iterator[LocalModal]:
+    """Not one that others use: its time has gone ahead."""
+    with LocalModal(arguments=["--stop-grace", "1"]) as server:
+        deploy(server, "basics")
+        yield server
+
+
+def test_scaledown_and_input_timeouts_see_the_time_pass(timed_server: LocalModal) -> None:
     code = "f('square').remote(1)\nresult = f('gated').spawn('never').object_id"
-    call = client(isolated_server, code)
-    [task] = wait_until(lambda: [t for t in isolated_server.tasks("gated") if t["running_inputs"]])
-    assert isolated_server.tasks("square")
-    isolated_server.advance(DAY)
-    wait_until(lambda: not isolated_server.tasks("square"))
+    call = client(timed_server, code)
+    [task] = wait_until(lambda: [t for t in timed_server.tasks("gated") if t["running_inputs"]])
+    assert timed_server.tasks("square")
+    timed_server.advance(DAY)
+    wait_until(lambda: not timed_server.tasks("square"))
     code = (
         "try:\n    result = modal.FunctionCall.from_id(call).get()\n"
         "except modal.exception.FunctionTimeoutError as error:\n    result = 'timed out'"
     )
-    assert client(isolated_server, code, call=call) == "timed out"
-    wait_until(lambda: task["task_id"] not in [t["task_id"] for t in isolated_server.tasks()])
+    assert client(timed_server, code, call=call) == "timed out"
+    wait_until(lambda: task["task_id"] not in [t["task_id"] for t in timed_server.tasks()])
 
 
-def test_the_clock_is_advanced_from_the_command_line(isolated_server: LocalModal) -> None:
-    before = isolated_server.control("advance", seconds=0)["time"]
+def test_the_clock_is_advanced_from_the_command_line(timed_server: LocalModal) -> None:
+    before = timed_server.control("advance", seconds=0)["time"]
     command = [sys.executable, "-m", "local_modal", "fault", "advance", "--seconds", "100"]
-    state = ["--state-dir", str(isolated_server.state_dir)]
+    state = ["--state-dir", str(timed_server.state_dir)]
     subprocess.run([*command, *state], check=True, capture_output=True, timeout=30)
-    assert isolated_server.control("advance", seconds=0)["time"] >= before + 100
+    assert timed_server.control("advance", seconds=0)["time"] >= before + 100
     with pytest.raises(ControlError, match="put back"):
-        isolated_server.advance(-1)
+        timed_server.advance(-1)
