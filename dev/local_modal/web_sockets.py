@@ -71,14 +71,17 @@ async def serve_websocket(
         )
         socket.headers.extend(asgi.response_headers(accept.headers))
         await socket.prepare(request)
-        code = await _converse(socket, call, request)
+        try:
+            await _converse(socket, call, request)
+        finally:  # cancelled when the connection ends, be it after an orderly close
+            code = socket.close_code or ABNORMAL
         return socket
     finally:
         call.leave(asgi.websocket_disconnect(code))
 
 
-async def _converse(socket: web.WebSocketResponse, call: WebCall, request: web.BaseRequest) -> int:
-    """Pass messages on in both directions until one side closes; returns the client's close code."""
+async def _converse(socket: web.WebSocketResponse, call: WebCall, request: web.BaseRequest) -> None:
+    """Pass messages on in both directions until one side closes."""
     up = asyncio.ensure_future(_from_client(socket, call))
     down = asyncio.ensure_future(_to_client(socket, call, request))
     try:
@@ -89,7 +92,6 @@ async def _converse(socket: web.WebSocketResponse, call: WebCall, request: web.B
     finally:
         up.cancel()
         down.cancel()
-    return socket.close_code or ABNORMAL
 
 
 async def _from_client(socket: web.WebSocketResponse, call: WebCall) -> None:

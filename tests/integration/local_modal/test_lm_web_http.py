@@ -89,6 +89,18 @@ def test_a_client_may_wait_for_the_order_to_go_on(url: str) -> None:
         assert link.recv(15) == b"HTTP/1.1 200 OK"
 
 
+def upload_head(url: str, size: int, sent: bytes) -> bytes:
+    """The beginning of the answer to an upload of `size` bytes of which only `sent` is sent."""
+    parts = urlsplit(url)
+    with socket.create_connection((parts.hostname, parts.port), timeout=10) as link:
+        link.sendall(f"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n\r\n".encode() + sent)
+        return link.recv(12)
+
+
+def test_a_body_may_have_so_many_bytes(url: str) -> None:
+    assert upload_head(url, 4 * 2**30 + 1, b"") == b"HTTP/1.1 413"
+
+
 def test_events_arrive_as_they_are_sent(isolated_server: LocalModal, url: str) -> None:
     """The app sends the next one only when this client has got the one before."""
     key = unique("live")
@@ -222,5 +234,6 @@ def test_a_long_request_is_redirected_to_its_result(impatient: LocalModal) -> No
     assert (response.status, body) == (400, b"modal-http: bad redirect method\n")
     response, _ = ask(url, "/die-once?" + unique("die"))
     assert response.status == 303  # a container is started again meanwhile
+    assert upload_head(url, 10, b"half") == b"HTTP/1.1 408"  # there is no sending on what hasn't come
     response, body = ask(url, "/live?x&__modal_function_call_id=fc-unknown")
     assert response.status == 408

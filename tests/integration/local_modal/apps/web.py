@@ -138,7 +138,10 @@ async def asgi(scope: dict[str, Any], receive: Any, send: Any) -> None:
     await {"lifespan": lifespan, "http": http, "websocket": websocket}[scope["type"]](scope, receive, send)
 
 
-@app.function(scaledown_window=60, timeout=60, max_containers=2)
+tag = modal.Secret.from_dict({"TAG": os.environ.get("TAG", "")})
+
+
+@app.function(secrets=[tag], timeout=60, max_containers=2)
 @modal.concurrent(max_inputs=20)
 @modal.asgi_app()
 def web() -> Any:
