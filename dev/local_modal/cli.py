@@ -146,6 +146,15 @@ def _parser() -> argparse.ArgumentParser:
         "--faults", type=Path, metavar="FILE",
         help="set faults from the start: a plan (YAML or JSON), or the faults.jsonl of a run to be repeated",
     )  # fmt: skip
+    serve.add_argument(
+        "--background-commits", type=float, default=Options.background_commits, metavar="SECONDS",
+        help="between the commits of all mounted volumes, besides those that user code asks for; 0 for none, "
+        "so that a container that is killed loses what it hasn't committed (default: %(default)s)",
+    )  # fmt: skip
+    serve.add_argument(
+        "--copy-volumes", action="store_true",
+        help="give each container copies of its volumes also where the kernel could share them (overlays)",
+    )  # fmt: skip
     serve.add_argument("--json", action="store_true", help="log in JSON lines")
     serve.add_argument("--verbose", action="store_true", help="log more")
     serve.set_defaults(command=_serve)
@@ -206,6 +215,8 @@ def _serve(arguments: argparse.Namespace) -> int:
         share=tuple(directory.resolve() for directory in arguments.share),
         seed=plan.seed if plan and arguments.seed is None else arguments.seed,
         plan=plan,
+        background_commits=arguments.background_commits,
+        copy_volumes=arguments.copy_volumes,
     )
     asyncio.run(_run(options, quiet=arguments.json))
     return 0

@@ -114,6 +114,7 @@ class Provisioner:
             "fresh_monotonic": self.server.workers.isolation.fresh_monotonic,
             "scratch": str(scratch / "root"),
             "binds": binds,
+            "overlays": [overlay for view in views if (overlay := view.overlay())],
             "foreign_path": list(interpreter.foreign),
             "module": ENTRYPOINT,
             "argv": [],
@@ -146,9 +147,7 @@ class Provisioner:
         if not on_host and cwd not in isolation.OWN and not (root / cwd.strip("/")).is_dir():
             binds.append({"target": cwd, "source": str(scratch / "work")})
         for view in views:
-            binds.append(
-                {"target": view.mount_path, "source": str(view.host_path), "read_only": view.read_only}
-            )
+            binds += view.binds()
         return binds
 
     async def _arguments(self, task: Task, resolved: Resolved) -> api.ContainerArguments:

@@ -90,6 +90,11 @@ class Options:
     """From which all chance of fault injection derives; None = one at random."""
     plan: Plan | None = None
     """Faults to be set and actions to be taken, in seconds from the start."""
+    background_commits: float = 5.0
+    """Seconds between the commits of all mounted volumes; 0 for none. Modal's guide says "every few seconds"
+    without a number."""
+    copy_volumes: bool = False
+    """Never mount volumes as overlays."""
 
 
 class Server:

@@ -141,7 +141,7 @@ def test_a_mount_that_fails_leaves_nothing(views: MountedViews, tmp_path: Path) 
             await views.open("ta-1", [mount(), mount(volume_id="vo-gone")])
         with pytest.raises(NotADirectoryInVolume):
             await views.open("ta-2", [mount("f")])
-        assert list((tmp_path / "views").iterdir()) == []
+        assert not list((tmp_path / "views").glob("ta-*"))
 
     run(scenario)
 

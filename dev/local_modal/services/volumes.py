@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -16,17 +18,20 @@ from grpclib.const import Status
 from modal_proto import api_pb2
 
 from local_modal.ids import VOLUME
+from local_modal.isolation import ISOLATED
 from local_modal.objects import Objects, Record
 from local_modal.rpc import RpcError, Service, container_caller
-from local_modal.volumes import paths
+from local_modal.volumes import limits, overlays, paths
 from local_modal.volumes.blobs import BLOCK_SIZE, MissingBlob
 from local_modal.volumes.manifest import DIRECTORY, FILE, SYMLINK, Changes, Entry, Manifest, file
-from local_modal.volumes.mounted import MountedViews, NotMounted
+from local_modal.volumes.mounted import MountedViews, NotMounted, empty
 from local_modal.volumes.store import UnknownVolume, VolumeStore
-from local_modal.volumes.views import BoundView, NotADirectoryInVolume, OpenFiles
+from local_modal.volumes.views import BoundView, ContainerGone, NotADirectoryInVolume, OpenFiles
 
 if TYPE_CHECKING:
     from local_modal.server import Server
+
+log = logging.getLogger(__name__)
 
 DEFAULT_FILE_MODE = 0o644
 LIST_BATCH = 1000
@@ -45,6 +50,8 @@ _STATUSES: dict[type[Exception], Status] = {
     NotMounted: Status.FAILED_PRECONDITION,
     NotADirectoryInVolume: Status.FAILED_PRECONDITION,
     OpenFiles: Status.FAILED_PRECONDITION,
+    ContainerGone: Status.FAILED_PRECONDITION,
+    limits.LimitExceeded: Status.RESOURCE_EXHAUSTED,
 }
 
 PutFiles = api_pb2.VolumePutFilesRequest
@@ -64,25 +71,31 @@ class VolumeService(Service):
         self.objects = Objects(server, VOLUME, "Volume", self._drop)
         self.files: VolumeStore
         self.mounted: MountedViews
+        self._background: asyncio.Task[None] | None = None
         server.http.add_route("PUT", "/volumes/blocks/{sha256}", self._receive_block)
         server.http.add_route("GET", "/volumes/contents/{sha256}", self._send_content)
 
     async def start(self) -> None:
-        """Load all Volumes and remove the contents that none of them has any more."""
+        """Load all Volumes, remove the contents that none of them has any more and what containers of a
+        former server have left; find out how volumes can be mounted."""
         await self.objects.start()
         self.files = await asyncio.to_thread(VolumeStore, self.server.state_dir / "volumes")
-        self.mounted = await asyncio.to_thread(
-            MountedViews, self.files, self.server.state_dir / "views", self._pids
-        )
-        known = {record.object_id for record in self.objects.all()}
-        for volume_id in known:
-            self.files.create(volume_id)
-        for volume_id in self.files.volume_ids() - known:
+        records = {record.object_id: record for record in self.objects.all()}
+        for volume_id, record in records.items():
+            self.files.create(volume_id, _limits(record))
+        for volume_id in self.files.volume_ids() - records.keys():
             self.files.delete(volume_id)
         await asyncio.to_thread(self.files.collect_garbage)
+        views = self.server.state_dir / "views"
+        await asyncio.to_thread(empty, views)
+        self.mounted = MountedViews(self.files, views, self._pids, await self._overlays(views))
+        self._background = asyncio.create_task(self._run_in_background())
 
     async def stop(self) -> None:
         """End the background work."""
+        if self._background is not None:
+            self._background.cancel()
+            await asyncio.wait([self._background])
         await self.objects.stop()
 
     async def release_app(self, app_id: str) -> None:
@@ -92,7 +105,7 @@ class VolumeService(Service):
     async def open_views(
         self, task_id: str, volume_mounts: Sequence[api_pb2.VolumeMount], environment_name: str = ""
     ) -> list[BoundView]:
-        """A private copy of each mounted volume for a container about to start, in the given order.
+        """A view of each mounted volume for a container about to start, in the given order.
 
         Raises:
             RpcError: NOT_FOUND, a volume has been deleted; FAILED_PRECONDITION or INVALID_ARGUMENT, a sub
@@ -102,7 +115,7 @@ class VolumeService(Service):
             return await self.mounted.open(task_id, volume_mounts)
 
     async def close_views(self, task_id: str) -> None:
-        """Remove the copies of a container that has ended; what it hasn't committed is lost."""
+        """Remove the views of a container that has ended; what it hasn't committed is lost."""
         await self.mounted.close(task_id)
 
     # The objects.
@@ -117,7 +130,7 @@ class VolumeService(Service):
             app_id=request.app_id,
             version=request.version or api_pb2.VOLUME_FS_VERSION_V1,
         )
-        self.files.create(record.object_id)
+        self.files.create(record.object_id, _limits(record))
         # A version that differs from the requested one is the SDK's to complain about (modal/volume.py).
         metadata = _metadata(record)
         return api_pb2.VolumeGetOrCreateResponse(
@@ -180,12 +193,10 @@ class VolumeService(Service):
         missing = await asyncio.to_thread(self._missing_blocks, request.files)
         if missing:
             # Before the client uploads gigabytes in vain.
-            placeholder = file("", 0, DEFAULT_FILE_MODE, 0)
+            placeholders = {put.path: file("", put.size, DEFAULT_FILE_MODE, 0) for put in request.files}
             with _as_rpc_errors():
-                paths.upload(
-                    self._manifest(request.volume_id),
-                    {put.path: placeholder for put in request.files},
-                    overwrite,
+                self.files.rehearse(
+                    request.volume_id, lambda manifest: paths.upload(manifest, placeholders, overwrite)
                 )
             return api_pb2.VolumePutFiles2Response(missing_blocks=missing)
         entries = await asyncio.to_thread(self._assembled_files, request.files)
@@ -236,6 +247,26 @@ class VolumeService(Service):
 
     def _pids(self, task_id: str) -> Iterable[int]:
         return self.server.workers.pids(task_id)
+
+    async def _overlays(self, directory: Path) -> overlays.Kind | None:
+        options, isolation = self.server.options, self.server.workers.isolation
+        if isolation.mode != ISOLATED or options.copy_volumes:
+            return None
+        kind = await overlays.detect(options.python, directory)
+        log.info(
+            "Volumes are mounted as %s.",
+            f"overlays ({kind.options})" if kind else "copies: overlays can't be mounted here",
+        )
+        return kind
+
+    async def _run_in_background(self) -> None:
+        seconds = self.server.options.background_commits
+        while seconds > 0:
+            await asyncio.sleep(seconds)
+            try:
+                await self.mounted.commit_in_background()
+            except Exception:
+                log.exception("The background commits failed; the next are tried in %s s", seconds)
 
     def _manifest(self, volume_id: str) -> Manifest:
         self.objects.get(volume_id)
@@ -378,6 +409,10 @@ def _as_rpc_errors() -> Iterator[None]:
         yield
     except tuple(_STATUSES) as error:
         raise RpcError(_STATUSES[type(error)], str(error)) from None
+
+
+def _limits(record: Record) -> limits.Limits:
+    return limits.VERSION_2 if record.version == api_pb2.VOLUME_FS_VERSION_V2 else limits.VERSION_1
 
 
 def _file_entry(path: str, entry: Entry) -> api_pb2.FileEntry:

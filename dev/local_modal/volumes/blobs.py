@@ -9,6 +9,8 @@ import hashlib
 import itertools
 import os
 import re
+import stat
+import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -40,6 +42,7 @@ class BlobStore:
         self._temporary.mkdir(parents=True, exist_ok=True)
         self._names = itertools.count()
         self._reflinks = True
+        self._linking = threading.Lock()
 
     def path(self, sha256: str) -> Path:
         """Where a content is; its bytes never change.
@@ -164,6 +167,35 @@ class BlobStore:
                 os.close(target)
         finally:
             os.close(source)
+
+    def link_to(self, sha256: str, destination: str, mode: int, mtime_ns: int) -> bool:
+        """Make `destination`, which must not exist, another name of this content's own file, if that can have
+        this mode and time: they belong to the file, so only the first who asks can. Nobody may ever write to
+        `destination`.
+
+        Raises:
+            MissingBlob: the content isn't here.
+        """
+        location = self._location(sha256)
+        if mode & 0o7400 != 0o400:  # we must be able to read it; special bits are better not shared
+            return False
+        with self._linking:
+            try:
+                status = os.stat(location)
+                if (stat.S_IMODE(status.st_mode), status.st_mtime_ns) != (mode, mtime_ns):
+                    if status.st_nlink > 1:
+                        return False
+                    os.chmod(location, mode)
+                    os.utime(location, ns=(mtime_ns, mtime_ns))
+            except FileNotFoundError:
+                raise MissingBlob(sha256) from None
+            try:
+                os.link(location, destination)
+            except OSError as error:
+                if error.errno not in (errno.EMLINK, errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP):
+                    raise
+                return False
+        return True
 
     def collect_garbage(self, needed: Collection[str], older_than: float) -> int:
         """Remove contents not in `needed` that are older than so many seconds (an upload may be under way);

@@ -1,9 +1,10 @@
 """The views of all running containers: opened before a container starts, committed and reloaded at its
 request, closed at its end.
 
-The view that a container leaves is kept as a spare for the next container with the same mount. It only has to
-be compared with the current version then, which is several times faster than copying; and ext4 makes new
-files slowly for a minute after it has removed many (it passes over recently freed inodes one by one).
+Where the kernel has overlays they are used, else copies. The copy that a container leaves is kept as a spare
+for the next container with the same mount. It only has to be compared with the current version then, which is
+several times faster than copying; and ext4 makes new files slowly for a minute after it has removed many (it
+passes over recently freed inodes one by one).
 """
 
 from __future__ import annotations
@@ -14,13 +15,18 @@ import logging
 import shutil
 from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from modal_proto import api_pb2
 
+from local_modal.volumes.copies import CopyView
+from local_modal.volumes.limits import LimitExceeded
+from local_modal.volumes.overlays import UNMOUNTABLE, Kind, OverlayView, remove
 from local_modal.volumes.paths import normalize
-from local_modal.volumes.store import VolumeStore
-from local_modal.volumes.views import BoundView, View
+from local_modal.volumes.store import UnknownVolume, VolumeStore
+from local_modal.volumes.trees import Trees
+from local_modal.volumes.views import SERVICE_MOUNTS, BoundView, View
 
 log = logging.getLogger(__name__)
 
@@ -34,64 +40,91 @@ class NotMounted(Exception):
     """The container doesn't mount the volume."""
 
 
+@dataclass
+class _Mounted:
+    view: View
+    background: bool
+    """Whether it is committed in the background."""
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
 class MountedViews:
     """All views below one directory. File work happens in threads; one view does one thing at a time.
 
     Args:
         store: the volumes.
-        directory: emptied at the start, since no container survives the server.
+        directory: empty; no container survives the server, see `empty`.
         pids: the live processes of a container.
+        overlays: the kind of overlay that works here, or None to copy.
     """
 
-    def __init__(self, store: VolumeStore, directory: Path, pids: Callable[[str], Iterable[int]]) -> None:
+    def __init__(
+        self,
+        store: VolumeStore,
+        directory: Path,
+        pids: Callable[[str], Iterable[int]],
+        overlays: Kind | None = None,
+    ) -> None:
         self._store = store
         self._directory = directory
         self._pids = pids
-        self._views: dict[str, list[tuple[View, asyncio.Lock]]] = {}
-        self._spares: list[View] = []
+        self._overlays = overlays
+        self._views: dict[str, list[_Mounted]] = {}
+        self._spares: list[CopyView] = []
         """The one left last at the end."""
         self._spare_names = itertools.count()
-        shutil.rmtree(directory, ignore_errors=True)
-        directory.mkdir(parents=True)
+        self._trees = Trees(store, directory / "trees")
 
     async def open(self, task_id: str, mounts: Iterable[api_pb2.VolumeMount]) -> list[BoundView]:
-        """A private copy of every mounted volume as it is now, in the order of `mounts`.
+        """A view of every mounted volume as it is now, in the order of `mounts`.
 
         Raises:
             UnknownVolume: a volume has been deleted.
             NotADirectoryInVolume, InvalidPath: a mount's sub path can't be mounted.
         """
-        views: list[View] = []
+        mounted: list[_Mounted] = []
         try:
             for index, mount in enumerate(mounts):
-                host_path = self._directory / task_id / str(index)
-                bound = BoundView(mount.mount_path, host_path, mount.read_only, mount.volume_id)
-                sub_path = normalize(mount.sub_path)
-                spare = self._take_spare(mount.volume_id, sub_path)
-                views.append(await asyncio.to_thread(self._open, bound, sub_path, spare))
+                view = await self._open(self._directory / task_id / str(index), mount)
+                mounted.append(_Mounted(view, mount.allow_background_commits))
         except BaseException:
+            for entry in mounted:
+                await asyncio.to_thread(entry.view.close)
             await asyncio.to_thread(shutil.rmtree, self._directory / task_id, ignore_errors=True)
             raise
-        self._views[task_id] = [(view, asyncio.Lock()) for view in views]
-        return [view.bound for view in views]
+        self._views[task_id] = mounted
+        return [entry.view.bound for entry in mounted]
+
+    async def prepare(self, volume_ids: Iterable[str]) -> None:
+        """Make what all views of these volumes share, so that the first is ready as fast as the others.
+
+        Raises:
+            UnknownVolume: a volume has been deleted.
+        """
+        if self._overlays is not None:
+            for volume_id in volume_ids:
+                self._trees.release(await asyncio.to_thread(self._trees.acquire, volume_id))
 
     async def close(self, task_id: str) -> None:
         """Take the views from a container that has ended; what it hasn't committed is lost."""
-        views = self._views.pop(task_id, [])
-        for view, lock in views:
-            async with lock:
-                if await asyncio.to_thread(self._retire, view):
+        for entry in self._views.pop(task_id, []):
+            async with entry.lock:
+                view = entry.view
+                if not isinstance(view, CopyView):
+                    await asyncio.to_thread(view.close)
+                elif await asyncio.to_thread(self._retire, view):
                     self._spares.append(view)
         await asyncio.to_thread(shutil.rmtree, self._directory / task_id, ignore_errors=True)
-        for view in self._surplus():
-            await asyncio.to_thread(view.close)
+        for spare in self._surplus():
+            await asyncio.to_thread(spare.close)
 
     async def forget(self, volume_id: str) -> None:
-        """Remove the spares of a volume that has been deleted."""
+        """Remove what is kept of a volume that has been deleted."""
         spares = [view for view in self._spares if view.bound.volume_id == volume_id]
         self._spares = [view for view in self._spares if view not in spares]
         for view in spares:
             await asyncio.to_thread(view.close)
+        await asyncio.to_thread(self._trees.forget, volume_id)
 
     async def commit(self, task_id: str, volume_id: str) -> None:
         """Publish what the container has changed.
@@ -99,10 +132,27 @@ class MountedViews:
         Raises:
             NotMounted: it doesn't mount the volume.
             UnknownVolume: the volume has been deleted.
+            LimitExceeded: the volume would become too big; nothing has been published.
         """
-        for view, lock in self._of(task_id, volume_id):
-            async with lock:
-                await asyncio.to_thread(view.commit, self._pids(task_id))
+        for entry in self._of(task_id, volume_id):
+            async with entry.lock:
+                await asyncio.to_thread(entry.view.commit, self._pids(task_id))
+
+    async def commit_in_background(self) -> None:
+        """Publish what every container has changed, finished or not, in the mounts that allow it."""
+        for task_id, mounted in list(self._views.items()):
+            for entry in mounted:
+                async with entry.lock:
+                    if not entry.background or self._views.get(task_id) is not mounted:
+                        continue  # it has ended meanwhile: its view is somebody else's or gone
+                    try:
+                        await asyncio.to_thread(entry.view.commit, self._pids(task_id))
+                    except UnknownVolume:
+                        log.debug("No background commit of %s: it is deleted", entry.view.bound.volume_id)
+                    except (LimitExceeded, OSError) as error:
+                        log.warning(
+                            "Background commit of %s in %s: %s", entry.view.bound.volume_id, task_id, error
+                        )
 
     async def reload(self, task_id: str, volume_id: str) -> None:
         """Publish what the container has changed, then show it the current version.
@@ -112,22 +162,41 @@ class MountedViews:
             OpenFiles: it uses a file of it; nothing has been done.
             UnknownVolume: the volume has been deleted.
         """
-        views = self._of(task_id, volume_id)
+        mounted = self._of(task_id, volume_id)
         async with AsyncExitStack() as locks:
-            for _, lock in views:
-                await locks.enter_async_context(lock)
-            for view, _ in views:
-                await asyncio.to_thread(view.reload, self._pids(task_id))
+            for entry in mounted:
+                await locks.enter_async_context(entry.lock)
+            for entry in mounted:
+                await asyncio.to_thread(entry.view.reload, self._pids(task_id))
 
-    def _of(self, task_id: str, volume_id: str) -> list[tuple[View, asyncio.Lock]]:
-        views = [
-            (view, lock) for view, lock in self._views.get(task_id, ()) if view.bound.volume_id == volume_id
-        ]
-        if not views:
+    def contents(self) -> set[str]:
+        """The contents that views may yet need though no current version has them."""
+        return self._trees.contents()
+
+    def _of(self, task_id: str, volume_id: str) -> list[_Mounted]:
+        mounted = [entry for entry in self._views.get(task_id, ()) if entry.view.bound.volume_id == volume_id]
+        if not mounted:
             raise NotMounted(f"Volume {volume_id} is not mounted in the container {task_id}.")
-        return views
+        return mounted
 
-    def _open(self, bound: BoundView, sub_path: str, spare: View | None) -> View:
+    async def _open(self, directory: Path, mount: api_pb2.VolumeMount) -> View:
+        sub_path = normalize(mount.sub_path)
+        bound = BoundView(mount.mount_path, directory, mount.read_only, mount.volume_id)
+        if self._overlays is not None and UNMOUNTABLE.isdisjoint(sub_path):
+            # Two mounts of one volume must not meet there.
+            service_path = f"{SERVICE_MOUNTS}/{mount.volume_id}/{directory.name}"
+            bound = replace(bound, service_path=service_path)
+            view = OverlayView(self._store, self._trees, self._overlays, bound, directory, sub_path)
+            try:
+                await asyncio.to_thread(view.open)
+            except BaseException:
+                await asyncio.to_thread(view.close)
+                raise
+            return view
+        spare = self._take_spare(mount.volume_id, sub_path)
+        return await asyncio.to_thread(self._copy, bound, sub_path, spare)
+
+    def _copy(self, bound: BoundView, sub_path: str, spare: CopyView | None) -> CopyView:
         if spare is not None:
             try:
                 spare.renew(bound)
@@ -136,11 +205,11 @@ class MountedViews:
                 spare.close()
             else:
                 return spare
-        view = View(self._store, bound, sub_path)
+        view = CopyView(self._store, bound, sub_path)
         view.open()
         return view
 
-    def _retire(self, view: View) -> bool:
+    def _retire(self, view: CopyView) -> bool:
         # A process that got away from its container must not write into somebody else's view.
         if view.is_in_use():
             view.close()
@@ -148,15 +217,15 @@ class MountedViews:
         view.move(self._directory / "spare" / str(next(self._spare_names)))
         return True
 
-    def _take_spare(self, volume_id: str, sub_path: str) -> View | None:
+    def _take_spare(self, volume_id: str, sub_path: str) -> CopyView | None:
         for view in reversed(self._spares):
             if view.bound.volume_id == volume_id and view.sub_path == sub_path:
                 self._spares.remove(view)
                 return view
         return None
 
-    def _surplus(self) -> list[View]:
-        kept: list[View] = []
+    def _surplus(self) -> list[CopyView]:
+        kept: list[CopyView] = []
         for view in reversed(self._spares):
             same = [other for other in kept if _mount(other) == _mount(view)]
             if len(kept) < SPARES and len(same) < SPARES_PER_MOUNT:
@@ -166,5 +235,13 @@ class MountedViews:
         return surplus
 
 
-def _mount(view: View) -> tuple[str, str]:
+def empty(directory: Path) -> None:
+    """Make an empty directory, whatever views of a former server it contains."""
+    for work in directory.glob("*/*/work"):
+        remove(work.parent)
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+
+
+def _mount(view: CopyView) -> tuple[str, str]:
     return view.bound.volume_id, view.sub_path

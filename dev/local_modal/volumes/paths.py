@@ -3,6 +3,7 @@ without touching a file."""
 
 from __future__ import annotations
 
+import os
 import posixpath
 from collections.abc import Mapping, Sequence
 
@@ -16,6 +17,10 @@ from local_modal.volumes.manifest import (
     parents,
     subtree,
 )
+
+NAME_BYTES = 255
+PATH_BYTES = 3000
+"""Linux's own limit is 4096 for the path in a container, which begins with the mount's, and on the host."""
 
 
 class InvalidPath(ValueError):
@@ -34,13 +39,18 @@ def normalize(path: str) -> str:
     """The manifest's form of a path: relative to the root, which is the empty string.
 
     Raises:
-        InvalidPath: it leads out of the volume, or has a NUL character.
+        InvalidPath: it leads out of the volume, has a NUL character, or is longer than any Linux file system
+            allows, so that no container could mount the volume.
     """
     if "\0" in path:
         raise InvalidPath(f"Invalid path {path!r}: it contains a NUL character.")
     if ".." in path.split("/"):
         raise InvalidPath(f"Invalid path '{path}': '..' is not allowed.")
-    return posixpath.normpath("/" + path.lstrip("/")).lstrip("/")
+    name = posixpath.normpath("/" + path.lstrip("/")).lstrip("/")
+    for text, most in [(name, PATH_BYTES), *((part, NAME_BYTES) for part in name.split("/"))]:
+        if len(text) * 4 > most and len(os.fsencode(text)) > most:  # UTF-8 has up to 4 bytes a character
+            raise InvalidPath(f"Invalid path '{path[:40]}...': '{text[:40]}...' is longer than {most} bytes.")
+    return name
 
 
 def look_up(manifest: Manifest, path: str) -> Entry | None:

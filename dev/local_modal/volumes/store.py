@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from local_modal.volumes.blobs import BlobStore
+from local_modal.volumes.limits import VERSION_2, Limits
 from local_modal.volumes.manifest import Changes, Entry, Manifest, apply, blobs_of, difference
 
 FULL_EVERY = 64
@@ -50,19 +51,22 @@ class VolumeStore:
         self.blobs = BlobStore(root / "blobs")
         self._heads: dict[str, Head] = {}
         self._locks: dict[str, threading.Lock] = {}
+        self._limits: dict[str, Limits] = {}
         for directory in self._manifests.iterdir():
             if not (directory / "HEAD").exists():  # died while it was being created or deleted
                 shutil.rmtree(directory)
                 continue
             self._heads[directory.name] = _read_head(directory)
+            _remove_leftovers(directory, self._heads[directory.name].version)
             self._locks[directory.name] = threading.Lock()
 
     def volume_ids(self) -> set[str]:
         """The volumes that exist."""
         return set(self._heads)
 
-    def create(self, volume_id: str) -> None:
-        """Make an empty volume; nothing happens if it is there already."""
+    def create(self, volume_id: str, limits: Limits = VERSION_2) -> None:
+        """Make an empty volume; if it is there already it only gets the limits, which aren't kept on disk."""
+        self._limits[volume_id] = limits
         if volume_id not in self._heads:
             directory = self._manifests / volume_id
             directory.mkdir(exist_ok=True)
@@ -78,6 +82,7 @@ class VolumeStore:
         with lock:
             self._heads.pop(volume_id, None)
             self._locks.pop(volume_id, None)
+            self._limits.pop(volume_id, None)
             directory = self._manifests / volume_id
             (directory / "HEAD").unlink(
                 missing_ok=True
@@ -101,6 +106,7 @@ class VolumeStore:
 
         Raises:
             UnknownVolume: there is no such volume.
+            LimitExceeded: it would become too big.
         """
         return self.update(volume_id, lambda _: changes)
 
@@ -109,21 +115,32 @@ class VolumeStore:
 
         Raises:
             UnknownVolume: there is no such volume.
+            LimitExceeded: it would become too big.
         """
         lock = self._locks.get(volume_id)
         if lock is None:
             raise UnknownVolume(volume_id)
         with lock:
-            head = self.head(volume_id)
-            manifest = apply(head.manifest, compute(head.manifest))
-            # Not the requested changes but their effect is recorded: reading it back needs no rules.
-            effect = difference(head.manifest, manifest)
-            if not effect:
-                return head
-            new = Head(head.version + 1, manifest)
-            self._write(volume_id, new, effect)
-            self._heads[volume_id] = new
+            new, effect = self.rehearse(volume_id, compute)
+            if effect:
+                self._write(volume_id, new, effect)
+                self._heads[volume_id] = new
             return new
+
+    def rehearse(self, volume_id: str, compute: Callable[[Manifest], Changes]) -> tuple[Head, Changes]:
+        """What `update` would lead to, and how it would differ from the current version; changes nothing.
+
+        Raises:
+            UnknownVolume, LimitExceeded: as for `update`.
+        """
+        head = self.head(volume_id)
+        manifest = apply(head.manifest, compute(head.manifest))
+        # Not the requested changes but their effect is recorded: reading it back needs no rules.
+        effect = difference(head.manifest, manifest)
+        if not effect:
+            return head, effect
+        self._limits.get(volume_id, VERSION_2).check(effect, manifest)
+        return Head(head.version + 1, manifest), effect
 
     def collect_garbage(self, grace: float = UPLOAD_GRACE_SECONDS) -> int:
         """Remove contents that no volume's current version has; returns how many.
@@ -155,6 +172,15 @@ def _replace(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".new")
     temporary.write_text(text, encoding="ascii")
     os.rename(temporary, path)
+
+
+def _remove_leftovers(directory: Path, version: int) -> None:
+    """Remove what a crash in the middle of a commit has left: unfinished files, and versions that were to be
+    removed or didn't become the current one."""
+    kept = {str(number) for number in range(version - version % FULL_EVERY, version + 1)} | {"HEAD"}
+    for path in directory.iterdir():
+        if path.name not in kept:
+            path.unlink()
 
 
 def _read_head(directory: Path) -> Head:

@@ -1,0 +1,223 @@
+"""A view that is an overlay: below, a tree that all views of a version share; above, what the container
+writes.
+
+Opening is independent of the volume's size once the tree is there, and a commit looks at what the container
+has written only. A mounted overlay's own directories must not be changed from outside, so a reload writes
+through the container's mount, at `/proc/<pid>/root`: the container gets what others have committed as if it
+had written it itself.
+
+What a container notices of the overlay, none of it kinder than a volume of Modal's: where redirects aren't
+possible (`TRUSTED` below), renaming a directory that it hasn't made itself fails with EXDEV, as between file
+systems; a file opened for reading doesn't see what is written later through another descriptor if that was
+the first write; and `st_nlink` may be greater than 1.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from local_modal.isolation import HOSTNAME, ISOLATED, LAUNCHER
+from local_modal.volumes.manifest import DIRECTORY, Changes, Manifest, difference, subtree
+from local_modal.volumes.store import Head, VolumeStore
+from local_modal.volumes.trees import Tree, Trees
+from local_modal.volumes.upper import Delta, look
+from local_modal.volumes.views import BoundView, ContainerGone, Layers, View, filesystem_time
+
+OPEN_ATTEMPTS = 3
+UNMOUNTABLE = frozenset(",:\\")
+"""Characters with a meaning in mount options."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How overlays are mounted here."""
+
+    attributes: str
+    """The namespace of the kernel's marks."""
+    options: str
+
+
+TRUSTED = Kind("trusted", "redirect_dir=on")
+USER = Kind("user", "userxattr")
+"""In a user namespace; directories can't be redirected then."""
+
+
+async def detect(python: str, directory: Path) -> Kind | None:
+    """The best kind of overlay that works in a container with its files in `directory`, by trying; None if
+    none does."""
+    for kind in (TRUSTED, USER) if os.getuid() == 0 else (USER,):
+        if await _works(python, directory, kind):
+            return kind
+    return None
+
+
+class OverlayView(View):
+    """A mount of the container's, made by its launcher as `bound.layers` says.
+
+    Args:
+        trees: where the lower directory comes from.
+        kind: what `detect` has found.
+        bound: its layers are filled in by `open`.
+        directory: for the upper directory; must not exist.
+    """
+
+    def __init__(
+        self,
+        store: VolumeStore,
+        trees: Trees,
+        kind: Kind,
+        bound: BoundView,
+        directory: Path,
+        sub_path: str = "",
+    ) -> None:
+        super().__init__(store, bound, sub_path)
+        self._trees = trees
+        self._kind = kind
+        self._directory = Path(os.path.realpath(directory))
+        self._upper = str(self._directory / "upper")
+        self._tree: Tree | None = None
+        self._lower: Manifest = {}
+        self._base = Delta()
+        """What the view holds as far as is known, relative to `_lower`."""
+
+    def open(self) -> None:  # noqa: D102 - as promised by View
+        for name in ("upper", "work", "mounted"):
+            os.makedirs(self._directory / name, mode=0o755)
+        tree = self._tree = self._acquire()
+        self._lower = subtree(tree.head.manifest, self.sub_path) if self.sub_path else tree.head.manifest
+        lower = f"{tree.path}/{self.sub_path}" if self.sub_path else tree.path
+        layers = Layers(lower, self._upper, str(self._directory / "work"), self._kind.options)
+        self.bound = replace(self.bound, host_path=self._directory / "mounted", layers=layers)
+
+    def close(self) -> None:  # noqa: D102 - as promised by View
+        if self._tree is not None:
+            self._trees.release(self._tree)
+            self._tree = None
+        remove(self._directory)
+
+    def _acquire(self) -> Tree:
+        for _ in range(OPEN_ATTEMPTS):
+            self._create_sub_path(filesystem_time(self._upper))
+            tree = self._trees.acquire(self.bound.volume_id)
+            if not self.sub_path or self.sub_path in tree.head.manifest:
+                entry = tree.head.manifest.get(self.sub_path)
+                if entry is None or entry.kind == DIRECTORY:
+                    return tree
+            self._trees.release(tree)  # somebody has removed the directory meanwhile
+        raise OSError(f"/{self.sub_path} of {self.bound.volume_id} is removed again and again")
+
+    def _changes(self, always_read: set[str]) -> Changes:
+        now = filesystem_time(self._upper)
+        self._forget(always_read)
+        found = look(self._upper, self._lower, self._kind.attributes, self._read)
+        self._forget_recent(now)
+        self._forget(always_read)  # may have been written to since, without a trace
+        puts, deletes = {}, []
+        for path in found.paths() | self._base.paths():
+            before, after = self._base.get(self._lower, path), found.get(self._lower, path)
+            if after is None:
+                if before is not None:
+                    deletes.append(path)
+                    self._seen.pop(path, None)
+            elif not after.same_as(before):
+                puts[path] = after
+        return Changes(puts, deletes)
+
+    def _committed(self, changes: Changes) -> None:
+        self._base.puts.update(changes.puts)
+        self._base.gone.difference_update(changes.puts)
+        for path in changes.deletes:
+            self._base.puts.pop(path, None)
+            if path in self._lower:
+                self._base.gone.add(path)
+
+    def _show(self, head: Head, pids: Iterable[int]) -> None:
+        target = subtree(head.manifest, self.sub_path)
+        changes = difference(self._base.on(self._lower), target)
+        if changes:
+            self._write_all(self._mounted(pids), changes, backing=self._upper)
+            self._forget_recent(filesystem_time(self._upper))
+            relative = difference(self._lower, target)
+            self._base = Delta(dict(relative.puts), set(relative.deletes))
+
+    def _mounted(self, pids: Iterable[int]) -> str:
+        """Where the server finds the container's mount, writable."""
+        plain = os.stat(self._upper).st_dev
+        for pid in pids:
+            root = f"/proc/{pid}/root{self.bound.service_path}"
+            try:
+                if os.stat(root).st_dev != plain:  # else the process hasn't entered the container yet
+                    return root
+            except OSError:
+                continue  # it has ended
+        raise ContainerGone(f"No process of the container has volume {self.bound.volume_id} any more.")
+
+
+def remove(directory: Path) -> None:
+    """Remove an overlay's directories; the kernel has left one without any permission."""
+    for name in ("work/work", "work/index"):
+        if (directory / name).is_dir():
+            os.chmod(directory / name, 0o700)
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+_trials = itertools.count()
+_EXERCISE = """
+import os
+os.unlink("/__modal/trial/file")
+os.rmdir("/__modal/trial/replaced")
+os.mkdir("/__modal/trial/replaced")
+try:
+    os.rename("/__modal/trial/directory", "/__modal/trial/renamed")
+except OSError:
+    pass
+"""
+
+
+async def _works(python: str, directory: Path, kind: Kind) -> bool:
+    """Whether a container can mount it, and whether we can read its marks."""
+    trial = Path(os.path.realpath(directory)) / f"trial-{next(_trials)}"
+    layers = {name: str(trial / name) for name in ("lower", "upper", "work", "target")}
+    for name in (*layers, "scratch", "lower/replaced", "lower/directory"):
+        (trial / name).mkdir(parents=True)
+    (trial / "lower" / "file").touch()
+    spec = {
+        "mode": ISOLATED,
+        "parent_pid": os.getpid(),
+        "cwd": "/",
+        "hostname": HOSTNAME,
+        "scratch": str(trial / "scratch"),
+        "binds": [{"target": "/__modal/trial", "source": layers["target"]}],
+        "overlays": [{**layers, "options": kind.options}],
+        "foreign_path": [],
+        "module": "timeit",  # runs any statement
+        "argv": ["-n1", "-r1", *_EXERCISE.strip().splitlines()],
+    }
+    path = trial / "spec.json"
+    path.write_text(json.dumps(spec))
+    process = await asyncio.create_subprocess_exec(
+        *(python, str(LAUNCHER), str(path)),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    code = await process.wait()
+    try:
+        if code != 0:
+            return False
+        upper = Path(layers["upper"])
+        namespace = f"{kind.attributes}.overlay"
+        return os.getxattr(upper / "replaced", f"{namespace}.opaque") == b"y" and (
+            kind is not TRUSTED or bool(os.getxattr(upper / "renamed", f"{namespace}.redirect"))
+        )
+    except OSError:
+        return False
+    finally:
+        remove(trial)
