@@ -95,36 +95,53 @@ async def _try(python: str, fresh_monotonic: bool) -> str:
     with tempfile.TemporaryDirectory(prefix="local-modal-trial-") as directory:
         for name in ("scratch", "source"):
             Path(directory, name).mkdir()
-        interpreter = await inspect_interpreter(python)
-        spec = {
-            "mode": ISOLATED,
-            "parent_pid": os.getpid(),
-            "cgroups": [],
-            "cwd": "/",
-            "hostname": HOSTNAME,
-            "fresh_monotonic": fresh_monotonic,
-            "scratch": f"{directory}/scratch",
-            "binds": [
-                {"target": "/__modal/trial", "source": f"{directory}/source", "read_only": True},
-                *interpreter_binds(interpreter, Path(directory, "source")),
-            ],
-            "foreign_path": [],
-            "module": "keyword",
-            "argv": [],
-        }
-        path = Path(directory, "spec.json")
-        path.write_text(json.dumps(spec))
-        process = await asyncio.create_subprocess_exec(
-            *(python, str(LAUNCHER), str(path)),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
+        spec = bare_spec(
+            await inspect_interpreter(python),
+            Path(directory, "scratch"),
+            [{"target": "/__modal/trial", "source": f"{directory}/source", "read_only": True}],
+            fresh_monotonic=fresh_monotonic,
+            module="keyword",
         )
-        _, errors = await process.communicate()
+        failure = await try_out(python, spec)
+    return f"namespaces are not available: {failure}" if failure else ""
+
+
+def bare_spec(
+    interpreter: Interpreter, scratch: Path, binds: list[dict[str, object]], **changes: object
+) -> dict[str, object]:
+    """What the launcher reads, for an isolated container that runs a module without anything of Modal's."""
+    empty = Path(f"{scratch}.empty")
+    empty.mkdir()
+    spec: dict[str, object] = {
+        "mode": ISOLATED,
+        "parent_pid": os.getpid(),
+        "cgroups": [],
+        "cwd": "/",
+        "hostname": HOSTNAME,
+        "fresh_monotonic": False,
+        "scratch": str(scratch),
+        "binds": [*binds, *interpreter_binds(interpreter, empty)],
+        "foreign_path": [],
+        "argv": [],
+    }
+    return spec | changes
+
+
+async def try_out(python: str, spec: dict[str, object]) -> str:
+    """Run the container to its end; the empty string if that went well, else the last that it said."""
+    path = Path(f"{spec['scratch']}.json")
+    path.write_text(json.dumps(spec))
+    process = await asyncio.create_subprocess_exec(
+        *(python, str(LAUNCHER), str(path)),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, errors = await process.communicate()
     if process.returncode == 0:
         return ""
     lines = errors.decode(errors="replace").strip().splitlines()
-    return f"namespaces are not available: {lines[-1] if lines else 'the trial failed'}"
+    return lines[-1] if lines else f"exit code {process.returncode}"
 
 
 async def inspect_interpreter(python: str) -> Interpreter:

@@ -50,6 +50,7 @@ class Provisioner:
     async def prepare(self, definition: api.Function) -> None:
         """Lay out the files that all containers of a function share."""
         await self.server.mounts.root(self._mount_ids(definition), self._python(definition))
+        await self.server.volumes.prepare_views(definition.volume_mounts)
 
     async def interpreter(self, python: str) -> Interpreter:
         """What is known of an interpreter.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import os
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from local_modal.isolation import ISOLATED, LAUNCHER
+from local_modal.isolation import LAUNCHER, Interpreter, bare_spec, inspect_interpreter
 from local_modal.volumes.overlays import Kind, OverlayView, detect
 from local_modal.volumes.store import VolumeStore
 from local_modal.volumes.trees import Trees
@@ -22,15 +23,22 @@ from local_modal.volumes.views import BoundView
 SERVICE_PATH = "/__modal/volumes/vo-1/0"
 
 
+@functools.cache
 def overlay_kind() -> Kind:
     """The kind that works here; skips the test if none does."""
     with tempfile.TemporaryDirectory() as directory:
         kind = asyncio.run(detect(sys.executable, Path(directory)))
-    if kind is None:
+    if isinstance(kind, str):
         if os.environ.get("CI"):
-            pytest.fail("overlays are needed in CI")
-        pytest.skip("overlays can't be mounted here")
+            pytest.fail(f"overlays are needed in CI: {kind}")
+        pytest.skip(f"overlays can't be mounted here: {kind}")
     return kind
+
+
+@functools.cache
+def interpreter() -> Interpreter:
+    """The one that runs the tests."""
+    return asyncio.run(inspect_interpreter(sys.executable))
 
 
 class MountedOverlay(OverlayView):
@@ -62,18 +70,14 @@ class MountedOverlay(OverlayView):
         scratch.mkdir()
         modal = self._spec.with_suffix(".modal")
         modal.mkdir()
-        spec = {
-            "mode": ISOLATED,
-            "parent_pid": os.getpid(),
-            "cwd": "/",
-            "hostname": "test",
-            "scratch": str(scratch),
-            "binds": [{"target": "/__modal", "source": str(modal)}, *self.bound.binds()],
-            "overlays": [self.bound.overlay()],
-            "foreign_path": [],
-            "module": "timeit",
-            "argv": ["-n1", "-r1", "import os; print(flush=True); input()"],
-        }
+        spec = bare_spec(
+            interpreter(),
+            scratch,
+            [{"target": "/__modal", "source": str(modal)}, *self.bound.binds()],
+            overlays=[self.bound.overlay()],
+            module="timeit",
+            argv=["-n1", "-r1", "print(flush=True); input()"],
+        )
         self._spec.write_text(json.dumps(spec))
         self._launcher = subprocess.Popen(
             [sys.executable, str(LAUNCHER), str(self._spec)],

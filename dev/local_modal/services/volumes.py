@@ -114,6 +114,13 @@ class VolumeService(Service):
         with _as_rpc_errors():
             return await self.mounted.open(task_id, volume_mounts)
 
+    async def prepare_views(self, volume_mounts: Iterable[api_pb2.VolumeMount]) -> None:
+        """Make the first views of these volumes ready as fast as later ones are."""
+        try:
+            await self.mounted.prepare(mount.volume_id for mount in volume_mounts)
+        except UnknownVolume:
+            pass  # deleted since the function was deployed: whoever calls it is told
+
     async def close_views(self, task_id: str) -> None:
         """Remove the views of a container that has ended; what it hasn't committed is lost."""
         await self.mounted.close(task_id)
@@ -252,12 +259,12 @@ class VolumeService(Service):
         options, isolation = self.server.options, self.server.workers.isolation
         if isolation.mode != ISOLATED or options.copy_volumes:
             return None
-        kind = await overlays.detect(options.python, directory)
-        log.info(
-            "Volumes are mounted as %s.",
-            f"overlays ({kind.options})" if kind else "copies: overlays can't be mounted here",
-        )
-        return kind
+        found = await overlays.detect(options.python, directory)
+        if isinstance(found, str):
+            log.info("Volumes are mounted as copies, since overlays can't be: %s", found)
+            return None
+        log.info("Volumes are mounted as overlays (%s).", found.options)
+        return found
 
     async def _run_in_background(self) -> None:
         seconds = self.server.options.background_commits

@@ -14,16 +14,14 @@ the first write; and `st_nlink` may be greater than 1.
 
 from __future__ import annotations
 
-import asyncio
 import itertools
-import json
 import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from local_modal.isolation import HOSTNAME, ISOLATED, LAUNCHER
+from local_modal.isolation import bare_spec, inspect_interpreter, try_out
 from local_modal.volumes.manifest import DIRECTORY, Changes, Manifest, difference, subtree
 from local_modal.volumes.store import Head, VolumeStore
 from local_modal.volumes.trees import Tree, Trees
@@ -49,13 +47,16 @@ USER = Kind("user", "userxattr")
 """In a user namespace; directories can't be redirected then."""
 
 
-async def detect(python: str, directory: Path) -> Kind | None:
-    """The best kind of overlay that works in a container with its files in `directory`, by trying; None if
-    none does."""
+async def detect(python: str, directory: Path) -> Kind | str:
+    """The best kind of overlay that works in a container with its files in `directory`, by trying; if none
+    does, why not."""
+    failures = []
     for kind in (TRUSTED, USER) if os.getuid() == 0 else (USER,):
-        if await _works(python, directory, kind):
+        failure = await _try(python, directory, kind)
+        if not failure:
             return kind
-    return None
+        failures.append(f"{kind.options}: {failure}")
+    return "; ".join(failures)
 
 
 class OverlayView(View):
@@ -181,43 +182,29 @@ except OSError:
 """
 
 
-async def _works(python: str, directory: Path, kind: Kind) -> bool:
-    """Whether a container can mount it, and whether we can read its marks."""
+async def _try(python: str, directory: Path, kind: Kind) -> str:
+    """Why a container can't mount it or we can't read its marks; the empty string if both work."""
     trial = Path(os.path.realpath(directory)) / f"trial-{next(_trials)}"
     layers = {name: str(trial / name) for name in ("lower", "upper", "work", "target")}
     for name in (*layers, "scratch", "lower/replaced", "lower/directory"):
         (trial / name).mkdir(parents=True)
     (trial / "lower" / "file").touch()
-    spec = {
-        "mode": ISOLATED,
-        "parent_pid": os.getpid(),
-        "cwd": "/",
-        "hostname": HOSTNAME,
-        "scratch": str(trial / "scratch"),
-        "binds": [{"target": "/__modal/trial", "source": layers["target"]}],
-        "overlays": [{**layers, "options": kind.options}],
-        "foreign_path": [],
-        "module": "timeit",  # runs any statement
-        "argv": ["-n1", "-r1", *_EXERCISE.strip().splitlines()],
-    }
-    path = trial / "spec.json"
-    path.write_text(json.dumps(spec))
-    process = await asyncio.create_subprocess_exec(
-        *(python, str(LAUNCHER), str(path)),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.DEVNULL,
+    spec = bare_spec(
+        await inspect_interpreter(python),
+        trial / "scratch",
+        [{"target": "/__modal/trial", "source": layers["target"]}],
+        overlays=[{**layers, "options": kind.options}],
+        module="timeit",  # runs any statement
+        argv=["-n1", "-r1", *_EXERCISE.strip().splitlines()],
     )
-    code = await process.wait()
     try:
-        if code != 0:
-            return False
-        upper = Path(layers["upper"])
-        namespace = f"{kind.attributes}.overlay"
-        return os.getxattr(upper / "replaced", f"{namespace}.opaque") == b"y" and (
-            kind is not TRUSTED or bool(os.getxattr(upper / "renamed", f"{namespace}.redirect"))
-        )
-    except OSError:
-        return False
+        failure = await try_out(python, spec)
+        if not failure:
+            os.getxattr(f"{layers['upper']}/replaced", f"{kind.attributes}.overlay.opaque")
+            if kind is TRUSTED:
+                os.getxattr(f"{layers['upper']}/renamed", f"{kind.attributes}.overlay.redirect")
+    except OSError as error:
+        return str(error)
     finally:
         remove(trial)
+    return failure
