@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psycopg2
 import pytest
@@ -22,7 +23,12 @@ pytest_plugins = ["local_modal.pytest_plugin", "tests.support.airflow_children"]
 
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
-    """URL of the session's PostgreSQL server, database ``postgres``, reachable by TCP with a password."""
+    """URL of the session's PostgreSQL server, reachable by TCP with a password, whose user may create
+    databases: a server of the session's own, unless there is one at MODALFLOW_TEST_DATABASE_URL.
+    """
+    if given := os.environ.get("MODALFLOW_TEST_DATABASE_URL"):
+        yield given
+        return
     root = Path(tempfile.mkdtemp(prefix="modalflow-postgres-"))
     try:
         with serve(root, options=THROW_AWAY) as url:
@@ -66,16 +72,17 @@ def _airflow_template(postgres_url: str) -> Iterator[str]:
             check=False,
         )
         assert done.returncode == 0, f"Airflow's migration failed:\n{done.stdout[-4000:]}"
-        yield url.rpartition("/")[2]
+        yield urlsplit(url).path.lstrip("/")
 
 
 @contextmanager
 def _database(server_url: str, template: str = "template1") -> Iterator[str]:
+    """A new database, dropped afterwards; yields its URL."""
     name = f"test_{secrets.token_hex(6)}"
     with _admin(server_url) as cursor:
         cursor.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
     try:
-        yield f"{server_url.rpartition('/')[0]}/{name}"
+        yield urlsplit(server_url)._replace(path=f"/{name}").geturl()
     finally:
         with _admin(server_url) as cursor:
             cursor.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')

@@ -6,14 +6,13 @@ import argparse
 import json
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
 
+from cloud import target
 from cloud.findings import Finding, Verdict, read_recorded, record
 
 DESCRIPTION = """\
@@ -48,11 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.local:
             with _local_server():
                 return _check(options, cloud=False)
-        problem = _unreachable()
+        problem = target.problem()
         if problem:
             _say(problem)
             return UNREACHABLE
-        cloud = _is_cloud()
+        cloud = target.is_cloud()
         if cloud and options.record:
             _say("--record keeps what the local Modal server does; this is Modal. Use it with --local.")
             return USAGE
@@ -89,7 +88,7 @@ def _check(options: argparse.Namespace, *, cloud: bool) -> int:
         print(
             json.dumps(
                 {
-                    "server": _target(),
+                    "server": target.server_url(),
                     "cloud": cloud,
                     "seconds": round(seconds, 1),
                     "findings": [finding.as_json() for finding in findings],
@@ -99,46 +98,10 @@ def _check(options: argparse.Namespace, *, cloud: bool) -> int:
     else:
         print("\n\n".join(finding.as_text() for finding in findings))
         told = ", ".join(f"{count} {verdict.value}" for verdict, count in counts.items())
-        print(f"\n{_target()}: {told}; {seconds:.0f} s.")
+        print(f"\n{target.server_url()}: {told}; {seconds:.0f} s.")
     if options.record:
         record(findings)
     return DIFFERENT if counts[Verdict.DIFFERENT] else OK
-
-
-def _target() -> str:
-    from modal.config import config
-
-    return str(config["server_url"])
-
-
-def _is_cloud() -> bool:
-    host = urlsplit(_target()).hostname or ""
-    return host == "modal.com" or host.endswith(".modal.com")
-
-
-def _unreachable() -> str:
-    """Why the server can't be asked; empty if it can. The SDK itself would try for a minute."""
-    from modal.config import config
-
-    if not (config["token_id"] and config["token_secret"]):
-        return (
-            "No Modal token: run `modal token new`, or set MODAL_TOKEN_ID and MODAL_TOKEN_SECRET. Without "
-            "an account: "
-            "dev/cloud_check --local."
-        )
-    url = urlsplit(_target())
-    address = (url.hostname or "", url.port or (443 if url.scheme == "https" else 80))
-    try:
-        socket.create_connection(address, timeout=10).close()
-    except OSError as error:
-        return f"{_target()} can't be reached: {error}"
-    import modal
-
-    try:
-        modal.Client.from_env().hello()
-    except modal.exception.Error as error:
-        return f"{_target()} refuses: {error}"
-    return ""
 
 
 def _confirmed() -> bool:

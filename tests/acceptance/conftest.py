@@ -2,40 +2,63 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psycopg2
 import pytest
 
-from local_modal.testing import LocalModal
 from tests.acceptance.deployment import Deployment, write_config
+from tests.acceptance.modal_target import CLOUD, environment_name, modal_server
 from tests.acceptance.recorder import Recorder
+
+FAULTS = "needs faults, which only the local Modal server can make"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """On Modal itself, skip what only a local Modal server can do."""
+    for item in items:
+        for marker in item.iter_markers("faults") if CLOUD else ():
+            item.add_marker(pytest.mark.skip(reason=marker.kwargs.get("reason", FAULTS)))
+
+
+@contextmanager
+def new_database(server_url: str, name: str) -> Iterator[str]:
+    """URL of an empty database, dropped afterwards."""
+    admin = psycopg2.connect(server_url)
+    admin.autocommit = True
+    with admin.cursor() as cursor:
+        cursor.execute(f"CREATE DATABASE {name}")
+        try:
+            yield urlsplit(server_url)._replace(path=f"/{name}").geturl()
+        finally:
+            cursor.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    admin.close()
 
 
 @pytest.fixture(scope="module")
 def module_database(postgres_url: str, request: pytest.FixtureRequest) -> Iterator[str]:
     """URL of an empty database for the module."""
-    name = f"acceptance_{request.module.__name__.rpartition('.')[2]}"
-    admin = psycopg2.connect(postgres_url)
-    admin.autocommit = True
-    with admin.cursor() as cursor:
-        cursor.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
-        cursor.execute(f"CREATE DATABASE {name}")
-        yield f"{postgres_url.rpartition('/')[0]}/{name}"
-        cursor.execute(f"DROP DATABASE {name} WITH (FORCE)")
-    admin.close()
+    module = request.module.__name__.rpartition(".")[2]
+    with new_database(postgres_url, f"acceptance_{module}_{secrets.token_hex(3)}") as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
 def deployment(module_database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """An environment, created by the command, on a local Modal server of its own."""
+    """An environment, created by the command; on a local Modal server of its own, or on Modal."""
     folder = tmp_path_factory.mktemp("deployment")
     config = write_config(folder / "config.yaml", module_database)
-    with LocalModal(state_dir=folder / "modal") as modal:
-        deployment = Deployment("test", modal, config)
-        deployment.modalflow("create", "--config", str(config))
-        yield deployment
+    with modal_server(folder / "modal") as local:
+        deployment = Deployment(environment_name("test"), local, config)
+        try:
+            deployment.modalflow("create", "--config", str(config))
+            yield deployment
+        finally:
+            deployment.clean_up()
 
 
 @pytest.fixture(scope="module")

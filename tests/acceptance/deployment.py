@@ -1,4 +1,4 @@
-"""An environment under test: commands as a person types them, and what the local Modal server shows."""
+"""An environment under test: commands as a person types them, and what Modal shows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from typing import Any
 
 import yaml
 
+from airflow_provider_modal.names import ResourceNames
 from local_modal.testing import LocalModal, wait_until
+from tests.acceptance.modal_target import PATIENCE, client_environ
 
 MODALFLOW = str(Path(sys.executable).with_name("modalflow"))
 FINISHED = ("success", "failed")
@@ -22,22 +24,31 @@ FINISHED = ("success", "failed")
 
 @dataclass
 class Deployment:
-    """One environment on a local Modal server."""
+    """One environment.
+
+    :param local: the local Modal server that it is on; None on Modal itself.
+    """
 
     name: str
-    modal: LocalModal
+    local: LocalModal | None
     config: Path
+
+    @property
+    def modal(self) -> LocalModal:
+        """The local Modal server, which can make containers fail; tests that use it are marked ``faults``."""
+        assert self.local is not None, "this test needs @pytest.mark.faults"
+        return self.local
 
     @property
     def environ(self) -> dict[str, str]:
         """The environment of a person who works with it."""
-        return {**os.environ, **self.modal.env, "MODALFLOW_ENV": self.name}
+        return {**os.environ, **client_environ(self.local), "MODALFLOW_ENV": self.name}
 
     def modalflow(
         self, *arguments: str, code: int = 0, timeout: float = 240
     ) -> subprocess.CompletedProcess[str]:
         """Run a command and check its exit code."""
-        return run([MODALFLOW, *arguments], self.environ, code=code, timeout=timeout)
+        return run([MODALFLOW, *arguments], self.environ, code=code, timeout=timeout * PATIENCE)
 
     def json(self, *arguments: str) -> Any:
         """Run a command with ``--json`` and return what it printed."""
@@ -52,7 +63,7 @@ class Deployment:
             assert not listed["import_errors"], listed["import_errors"]
             return set(dag_ids) <= {dag["dag_id"] for dag in listed["dags"]}
 
-        wait_until(known, 120, f"the DAGs {dag_ids} are known")
+        wait_until(known, 120 * PATIENCE, f"the DAGs {dag_ids} are known")
 
     def trigger(self, dag_id: str) -> str:
         """Trigger a DAG and return the run id."""
@@ -69,9 +80,23 @@ class Deployment:
         """Wait for a run's end and return it."""
         return wait_until(
             lambda: run if (run := self.show(dag_id, run_id))["state"] in FINISHED else None,
-            timeout,
+            timeout * PATIENCE,
             f"{dag_id} {run_id} has ended",
         )
+
+    def containers(self) -> set[str]:
+        """The task ids of its live containers, as Modal's own command line lists them."""
+        command = [sys.executable, "-m", "modal", "container", "list", "--json"]
+        listed = json.loads(run(command, self.environ).stdout)
+        # The names of the columns differ between versions of modal.
+        rows = [[str(value) for value in row.values()] for row in listed]
+        app = ResourceNames(self.name).app
+        return {value for row in rows if app in row for value in row if value.startswith("ta-")}
+
+    def clean_up(self) -> None:
+        """Leave nothing in an account; a local server goes away with all that it has."""
+        if self.local is None:
+            subprocess.run([MODALFLOW, "destroy", "--yes"], env=self.environ, timeout=300, check=False)
 
     def kill_container(self, task_id: str) -> None:
         """Kill a container's entry process, as the out-of-memory killer would."""

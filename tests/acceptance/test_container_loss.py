@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from local_modal.testing import wait_until
 from tests.acceptance.deployment import Deployment
 from tests.acceptance.recorder import Recorder
+
+pytestmark = pytest.mark.faults
 
 
 def _busy(deployment: Deployment, function: str) -> dict[str, Any]:

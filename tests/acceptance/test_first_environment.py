@@ -3,41 +3,41 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from airflow_provider_modal import example_dags
-from local_modal.isolation import NO_NAMESPACES
-from local_modal.testing import LocalModal
+from local_modal.testing import wait_until
+from tests.acceptance.conftest import new_database
 from tests.acceptance.deployment import Deployment, run, write_config
+from tests.acceptance.modal_target import MODES, environment_name, modal_server
 
 DAG_ID = "modalflow_quickstart"
 DAG_FILE = Path(example_dags.__file__).with_name(f"{DAG_ID}.py")
 
 
-@pytest.fixture(scope="module", params=["isolated", "shared"])
+@pytest.fixture(scope="module", params=MODES)
 def deployment(
-    request: pytest.FixtureRequest, postgres_url: str, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, module_database: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Deployment]:
-    """An environment that is created by the test, per mode of the local Modal server."""
-    import psycopg2
-
-    admin = psycopg2.connect(postgres_url)
-    admin.autocommit = True
-    name = f"first_environment_{request.param}"
-    with admin.cursor() as cursor:
-        cursor.execute(f"CREATE DATABASE {name}")
+    """An environment that is created by the test, per kind of containers."""
     folder = tmp_path_factory.mktemp(request.param)
-    config = write_config(folder / "config.yaml", f"{postgres_url.rpartition('/')[0]}/{name}")
-    environ = {} if request.param == "isolated" else {NO_NAMESPACES: "1"}
-    with LocalModal(state_dir=folder / "modal", env=environ) as modal:
-        assert modal.mode == request.param
-        yield Deployment("first", modal, config)
-    with admin.cursor() as cursor:
-        cursor.execute(f"DROP DATABASE {name} WITH (FORCE)")
-    admin.close()
+    # Each environment has a database of its own.
+    with (
+        new_database(module_database, f"first_{secrets.token_hex(3)}") as database,
+        modal_server(folder / "modal", request.param) as local,
+    ):
+        assert local is None or local.mode == request.param
+        deployment = Deployment(
+            environment_name("first"), local, write_config(folder / "config.yaml", database)
+        )
+        try:
+            yield deployment
+        finally:
+            deployment.clean_up()
 
 
 def test_from_create_to_destroy(deployment: Deployment) -> None:
@@ -60,9 +60,10 @@ def test_from_create_to_destroy(deployment: Deployment) -> None:
     assert [attempt["state"] for attempt in states["flaky", -1]["history"]] == ["failed"]
 
     workers = {task["host"] for task in states.values()}
-    schedulers = {task["task_id"] for task in deployment.modal.tasks("scheduler_run")}
     assert all(worker.startswith("ta-") for worker in workers)
-    assert schedulers and not workers & schedulers
+    assert deployment.containers() - workers, "the scheduler's container is none of the workers'"
+    if deployment.local:
+        assert not workers & {task["task_id"] for task in deployment.local.tasks("scheduler_run")}
 
     log = deployment.modalflow("logs", DAG_ID, run_id, "total").stdout
     assert "the sum of the squares is 14" in log
@@ -72,14 +73,14 @@ def test_from_create_to_destroy(deployment: Deployment) -> None:
 
     airflow = str(Path(deployment_python()).with_name("airflow"))
     listed = run(
-        [airflow, "modalflow", "dags", "list", "--env", "first", "--json"], deployment.environ
+        [airflow, "modalflow", "dags", "list", "--env", deployment.name, "--json"], deployment.environ
     ).stdout
     assert any(dag["dag_id"] == DAG_ID for dag in json.loads(listed[listed.index("{") :])["dags"])
 
     deployment.modalflow("destroy", "--yes")
     missing = deployment.modalflow("dags", "list", code=3)
-    assert "first" in missing.stderr and "create" in missing.stderr
-    assert deployment.modal.tasks("execute_task") == []
+    assert deployment.name in missing.stderr and "create" in missing.stderr
+    wait_until(lambda: not deployment.containers(), 60, "its containers are gone")
 
 
 def deployment_python() -> str:
