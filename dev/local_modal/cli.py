@@ -117,6 +117,11 @@ def _parser() -> argparse.ArgumentParser:
         help="the same for a container that is preempted (default: %(default)s, as at Modal)",
     )  # fmt: skip
     serve.add_argument(
+        "--cancel-grace", type=float, default=Options.cancel_grace, metavar="SECONDS",
+        help="between the cancel event for an input that took too long and SIGINT to its container "
+        "(default: %(default)s)",
+    )  # fmt: skip
+    serve.add_argument(
         "--cancel-limit", type=float, default=Options.cancel_limit, metavar="SECONDS",
         help="how long user code may ignore a cancel before its container is ended (default: %(default)s)",
     )  # fmt: skip
@@ -206,6 +211,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         python=arguments.python,
         image_pythons=tuple(pairs),
         missing_packages=arguments.missing_packages,
+        cancel_grace=arguments.cancel_grace,
         cancel_limit=arguments.cancel_limit,
         stop_grace=arguments.stop_grace,
         preemption_grace=arguments.preemption_grace,

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
-from modal._serialization import serialize
 from modal_proto import api_pb2 as api
 
 from local_modal.fault_journal import Plan, PlanEntry, parse
@@ -125,6 +124,9 @@ class FaultControlService(Service):
             before = await dicts.DictLen(api.DictLenRequest(dict_id=dict_id))
             await dicts.DictClear(api.DictClearRequest(dict_id=dict_id))
             return {"expired": before.len}
+        # Here, because importing the SDK takes longer than the rest of a server's start.
+        from modal._serialization import serialize
+
         expired = 0
         for key in keys:
             popped = await dicts.DictPop(api.DictPopRequest(dict_id=dict_id, key=serialize(key)))

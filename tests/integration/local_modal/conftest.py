@@ -20,8 +20,11 @@ CLIENT_SECONDS = 120
 MODES = os.environ.get("LOCAL_MODAL_TEST_MODES", "isolated shared").split()
 """The isolation modes that the `server` fixture goes through."""
 LEAK = {"LEAKED": "from the server's own environment"}
-QUICK = ["--stop-grace", "1", "--preemption-grace", "2", "--background-commits", "0"]
-"""Tests decide themselves when a volume is committed."""
+QUICK = [
+    *("--cancel-grace", "0.5", "--stop-grace", "1", "--preemption-grace", "2"),
+    # Tests decide themselves when a volume is committed.
+    *("--background-commits", "0"),
+]
 
 
 def deploy(server: LocalModal, app: str, **environ: str) -> str:

@@ -239,7 +239,7 @@ def test_calls_survive_a_killed_server(fresh_local_modal: LocalModal) -> None:
     code = (
         "version = f('version', 'limited')\n"
         "done = version.spawn(0); done.get()\n"
-        "result = [call.object_id for call in (done, version.spawn(3), version.spawn(0))]"
+        "result = [call.object_id for call in (done, version.spawn(1.5), version.spawn(0))]"
     )
     calls = client(server, code)
     wait_until(lambda: [task for task in server.tasks() if task["running_inputs"]])
