@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cloud import target
-from cloud.findings import Finding, Verdict, read_recorded, record
+from cloud.findings import Check, Finding, Verdict, read_recorded, record
 
 DESCRIPTION = """\
 Does Modal's cloud behave as the provider, and the local Modal server, assume? For each assumption: the
@@ -43,6 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the check; returns the exit code."""
     options = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, _interrupt)
+    if options.only and not _chosen(options.only):
+        from cloud.checks import ALL
+
+        names = "; ".join(check.name for check in ALL)
+        _say(f"--only {' '.join(options.only)}: no such check. There are: {names}")
+        return USAGE
     try:
         if options.local:
             with _local_server():
@@ -68,10 +74,7 @@ def _check(options: argparse.Namespace, *, cloud: bool) -> int:
     from cloud.runner import run
     from cloud.session import Session
 
-    chosen = [check for check in ALL if any(word in check.name for word in options.only or [""])]
-    if not chosen:
-        _say(f"--only {' '.join(options.only)}: no such check. There are: {', '.join(c.name for c in ALL)}")
-        return USAGE
+    chosen = _chosen(options.only or [""])
     began = time.monotonic()
     recorded = read_recorded() if cloud else {}
     findings: list[Finding] = []
@@ -102,6 +105,12 @@ def _check(options: argparse.Namespace, *, cloud: bool) -> int:
     if options.record:
         record(findings)
     return DIFFERENT if counts[Verdict.DIFFERENT] else OK
+
+
+def _chosen(words: Sequence[str]) -> list[Check]:
+    from cloud.checks import ALL
+
+    return [check for check in ALL if any(word in check.name for word in words)]
 
 
 def _confirmed() -> bool:

@@ -132,7 +132,7 @@ def _long_poll(session: Session) -> Seen:
     call = function.spawn(partition, 2.0)
     session.queue.get(timeout=30, partition=partition)
     got = time.time()
-    seconds = got - call.get(timeout=30)
+    seconds = max(0.0, got - call.get(timeout=30))
     return judge(
         seconds < 1.0,
         f"A waiting get() returned {seconds:.3f} s after the put had returned (clock difference included).",
