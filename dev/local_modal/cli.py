@@ -140,6 +140,10 @@ def _parser() -> argparse.ArgumentParser:
         help="let the monotonic clock of each container begin near zero, as on a machine just started",
     )  # fmt: skip
     serve.add_argument(
+        "--no-zygote", action="store_true",
+        help="start a new interpreter for every container instead of forking one that has imported `modal`",
+    )  # fmt: skip
+    serve.add_argument(
         "--share", action="append", type=Path, default=[], metavar="DIR",
         help="a directory of this machine that isolated containers see as well, writable (repeatable)",
     )  # fmt: skip
@@ -217,6 +221,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         preemption_grace=arguments.preemption_grace,
         require_isolation=arguments.require_isolation,
         web_timeout=arguments.web_timeout,
+        zygote=not arguments.no_zygote,
         fresh_monotonic=arguments.fresh_monotonic,
         share=tuple(directory.resolve() for directory in arguments.share),
         seed=plan.seed if plan and arguments.seed is None else arguments.seed,

@@ -27,6 +27,21 @@ class Places:
     """The file with the serialized ContainerArguments."""
 
 
+def interpreter_environ(interpreter: Interpreter) -> dict[str, str]:
+    """What all containers of an interpreter have in common, and what an interpreter that becomes one of them
+    must have had when it started.
+    """
+    environ = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    environ["PATH"] = f"{os.path.dirname(interpreter.executable)}:{SYSTEM_PATH}"
+    if interpreter.user_base:
+        environ["PYTHONUSERBASE"] = interpreter.user_base
+    environ["HOME"] = "/nonexistent"
+    # Unbuffered, or output would arrive after the input that printed it.
+    environ["PYTHONUNBUFFERED"] = "1"
+    environ["MODAL_IS_REMOTE"] = "1"
+    return environ
+
+
 def container_environ(
     *,
     server_url: str,
@@ -40,10 +55,8 @@ def container_environ(
     places: Places,
 ) -> dict[str, str]:
     """Secrets override the image, Modal's own variables override both."""
-    environ = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-    environ["PATH"] = f"{os.path.dirname(interpreter.executable)}:{SYSTEM_PATH}"
-    if interpreter.user_base:
-        environ["PYTHONUSERBASE"] = interpreter.user_base
+    own = interpreter_environ(interpreter)
+    environ = dict(own)
     environ["HOME"] = places.home
     environ["TMPDIR"] = places.tmp
     environ.update(image)
@@ -54,7 +67,7 @@ def container_environ(
         {
             "MODAL_CONTAINER_ARGUMENTS_PATH": places.arguments,
             "MODAL_SERVER_URL": server_url,
-            "MODAL_IS_REMOTE": "1",
+            "MODAL_IS_REMOTE": own["MODAL_IS_REMOTE"],
             # The SDK adds them to every request; nothing else in it would tell one container from another.
             "MODAL_OVERRIDE_HEADERS": (
                 f"{TASK_ID_HEADER}:{task_id},{CONTAINER_SECRET_HEADER}:{container_secret}"
@@ -66,8 +79,7 @@ def container_environ(
             "MODAL_REGION": "local",
             "MODAL_DISABLE_API_PROXY": "1",
             "PYTHONPATH": places.python_path + (f":{extra_path}" if extra_path else ""),
-            # Unbuffered, or output would arrive after the input that printed it.
-            "PYTHONUNBUFFERED": "1",
+            "PYTHONUNBUFFERED": own["PYTHONUNBUFFERED"],
         }
     )
     return environ

@@ -4,7 +4,7 @@ Modal is imported.
 `python launcher.py SPEC` reads a JSON file:
 
     mode            "isolated" or "shared"
-    parent_pid      the server; when it dies, so does the container
+    parent_pid      the server or its zygote; when it dies, so does the container
     cgroups         files into which a process writes "0" to join the container's control groups
     cwd             where user code starts
     hostname        in isolated mode
@@ -14,6 +14,7 @@ Modal is imported.
     overlays        [{"target", "lower", "upper", "work", "options"}]: mounted at these directories of the
                     host before anything is bound, for this container only; a bind's source may be one
     foreign_path    entries of the interpreter's path that an image wouldn't have
+    new_interpreter for a zygote: run the module in an interpreter of its own
     module          what runs, as `python -m` would
     argv            its arguments
 
@@ -36,7 +37,7 @@ import runpy
 import signal
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x20000, 0x4000000, 0x8000000
@@ -56,6 +57,10 @@ SYSTEM_DIRECTORIES = frozenset(
 EMPTY_DIRECTORIES = ("boot", "home", "media", "mnt", "run", "srv")
 DEVICES = ("full", "null", "random", "tty", "urandom", "zero")
 
+Spec = dict[str, Any]
+"""The contents of the JSON file."""
+Run = Callable[[Spec], NoReturn]
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -63,19 +68,24 @@ def main(spec_path: str) -> NoReturn:
     """Become the container that the file describes; never returns."""
     with open(spec_path) as file:
         spec = json.load(file)
+    become(spec, run_module)
+
+
+def become(spec: Spec, run: Run) -> NoReturn:
+    """Become the container that `spec` describes; `run` is what its own process does."""
     die_with_parent(signal.SIGKILL if spec["mode"] == "isolated" else signal.SIGTERM, spec["parent_pid"])
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for procs in spec["cgroups"]:
         _write(procs, "0")
     if spec["mode"] == "isolated":
-        supervise_isolated(spec)
-    supervise_shared(spec)
+        supervise_isolated(spec, run)
+    supervise_shared(spec, run)
 
 
 # -- shared mode
 
 
-def supervise_shared(spec: dict[str, Any]) -> NoReturn:
+def supervise_shared(spec: Spec, run: Run) -> NoReturn:
     """Run the module as a child; end all that it leaves when it ends, or when the server does."""
     _check(_libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "prctl(PR_SET_CHILD_SUBREAPER)")
 
@@ -88,7 +98,7 @@ def supervise_shared(spec: dict[str, Any]) -> NoReturn:
     entry = os.fork()
     if entry == 0:
         die_with_parent(signal.SIGKILL, me)
-        run_module(spec)
+        run(spec)
     code = reap_until(entry)
     kill_descendants()
     os._exit(code)
@@ -123,7 +133,7 @@ def _children(pid: int) -> list[int]:
 # -- isolated mode
 
 
-def supervise_isolated(spec: dict[str, Any]) -> NoReturn:
+def supervise_isolated(spec: Spec, run: Run) -> NoReturn:
     """Make the namespaces, start pid 1, wait for it."""
     flags = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID
     if spec["fresh_monotonic"]:
@@ -147,14 +157,14 @@ def supervise_isolated(spec: dict[str, Any]) -> NoReturn:
     if init == 0:
         die_with_parent(signal.SIGKILL, 0)
         try:
-            become_init(spec)
+            become_init(spec, run)
         except OSError as error:
             print(f"The container could not be set up: {error}", file=sys.stderr, flush=True)
             os._exit(EXIT_SETUP_FAILED)
     os._exit(reap_until(init))
 
 
-def become_init(spec: dict[str, Any]) -> NoReturn:
+def become_init(spec: Spec, run: Run) -> NoReturn:
     """Pid 1: host name, file tree, then the entry process; when that ends, the kernel ends all the others."""
     name = spec["hostname"].encode()
     _check(_libc.sethostname(name, len(name)), "sethostname")
@@ -164,7 +174,7 @@ def become_init(spec: dict[str, Any]) -> NoReturn:
         die_with_parent(signal.SIGKILL, 1)
         if os.getuid() != 0:
             drop_capabilities()
-        run_module(spec)
+        run(spec)
     os._exit(reap_until(entry))
 
 
@@ -274,15 +284,26 @@ def _make_read_only(target: str) -> None:
 # -- both modes
 
 
-def run_module(spec: dict[str, Any]) -> NoReturn:
+def run_module(spec: Spec) -> NoReturn:
     """Be the container's own process: its session, its directory, its module as `__main__`."""
+    settle(spec)
+    # Python put this file's directory first; the paths of the mounts didn't exist when it looked at them.
+    if not getattr(sys.flags, "safe_path", False):
+        del sys.path[0]
+    run_as_main(spec)
+
+
+def settle(spec: Spec) -> None:
+    """The session, the signals and the directory of the container's own process."""
     os.setsid()
     for signum in (signal.SIGTERM, signal.SIGCHLD):
         signal.signal(signum, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(spec["cwd"])
-    # Python put this file's directory first; the paths of the mounts didn't exist when it looked at them.
-    del sys.path[0]
+
+
+def run_as_main(spec: Spec) -> NoReturn:
+    """Run the module as `python -m` does and end as an interpreter ends."""
     # What an "editable" installation adds; an image wouldn't have it.
     sys.path[:] = [entry for entry in sys.path if entry not in spec["foreign_path"]]
     importlib.invalidate_caches()

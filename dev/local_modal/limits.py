@@ -117,6 +117,13 @@ class ContainerLimits:
         self._exceeded = False
 
     @property
+    def counts_memory(self) -> bool:
+        """Whether the container's memory is limited, so that pages it shares with a parent would be missing
+        from the count.
+        """
+        return self.memory_bytes > 0
+
+    @property
     def procs(self) -> list[str]:
         """The files into which the container's first process writes "0" before it starts others."""
         return self._group.procs if self._group else []

@@ -117,6 +117,7 @@ class Provisioner:
             "binds": binds,
             "overlays": [overlay for view in views if (overlay := view.overlay())],
             "foreign_path": list(interpreter.foreign),
+            "new_interpreter": limits.counts_memory,
             "module": ENTRYPOINT,
             "argv": [],
         }

@@ -82,6 +82,8 @@ class Options:
     """Seconds until a web request without a response is redirected to a URL where it can be fetched."""
     fresh_monotonic: bool = False
     """The monotonic clock of a container begins near zero, as on a machine that has just started."""
+    zygote: bool = True
+    """Fork containers from a process that has imported `modal`, instead of starting an interpreter each."""
     share: tuple[Path, ...] = ()
     """Directories of the host that isolated containers see, and may write to; nothing in Modal's cloud is
     like them.

@@ -18,7 +18,8 @@ from local_modal.isolation import Isolation
 from local_modal.limits import NO_CGROUPS, Limits
 from local_modal.model import Task
 from local_modal.output import OutputPump
-from local_modal.provision import Provision, Provisioner
+from local_modal.provision import ENTRYPOINT, Provision, Provisioner
+from local_modal.zygotes import ContainerProcess, ZygoteError, Zygotes
 
 if TYPE_CHECKING:
     from local_modal.server import Server
@@ -33,7 +34,7 @@ LAUNCH_FAILED = -1
 @dataclass
 class _Process:
     task: Task
-    process: asyncio.subprocess.Process
+    process: ContainerProcess
     pumps: list[OutputPump] = field(default_factory=list)
 
 
@@ -46,6 +47,7 @@ class Workers:
         self.limits = Limits(server.state_dir)
         self._dir = server.state_dir / "tasks"
         self._provisioner = Provisioner(server, self._dir)
+        self._zygotes = Zygotes(ENTRYPOINT) if server.options.zygote else None
         self._processes: dict[str, _Process] = {}
         self._launching: set[str] = set()
 
@@ -57,7 +59,7 @@ class Workers:
                 something of it can't be had.
         """
         python = self.server.options.python
-        await self._provisioner.interpreter(python)
+        interpreter = await self._provisioner.interpreter(python)
         self.isolation = await isolation.detect(python, self.server.options.fresh_monotonic)
         without_cgroups = os.environ.get(NO_CGROUPS, "") not in ("", "0")
         await asyncio.to_thread(self.limits.start, not without_cgroups)
@@ -65,9 +67,13 @@ class Workers:
             raise isolation.NotIsolated(missing)
         await asyncio.to_thread(shutil.rmtree, self._dir, ignore_errors=True)
         self._dir.mkdir()
+        if self._zygotes is not None:
+            self._zygotes.ensure(interpreter)
 
     async def stop(self) -> None:
         """Remove what the containers, which have ended, needed."""
+        if self._zygotes is not None:
+            await self._zygotes.stop()
         await asyncio.to_thread(self.limits.stop)
 
     def missing(self) -> list[str]:
@@ -171,7 +177,7 @@ class Workers:
         try:
             task.started_at = self.server.clock.time()
             self.server.stats.container_started(task.function_id)
-            process = await self._start_process(provision, pipes[0][1], pipes[1][1])
+            process = await self._start_process(task, provision, pipes[0][1], pipes[1][1])
         except BaseException:
             for reading, _ in pipes:
                 os.close(reading)
@@ -204,8 +210,15 @@ class Workers:
         return returncode
 
     async def _start_process(
-        self, provision: Provision, stdout: int, stderr: int
-    ) -> asyncio.subprocess.Process:
+        self, task: Task, provision: Provision, stdout: int, stderr: int
+    ) -> ContainerProcess:
+        if self._zygotes is not None:
+            try:
+                return await self._zygotes.fork(
+                    provision.interpreter, task.task_id, provision.spec, provision.environ, (stdout, stderr)
+                )
+            except ZygoteError as error:
+                log.debug("Container %s gets an interpreter of its own: %s", task.task_id, error)
         return await asyncio.create_subprocess_exec(
             *(provision.interpreter.executable, str(isolation.LAUNCHER), str(provision.spec_path)),
             stdin=asyncio.subprocess.DEVNULL,
