@@ -33,6 +33,7 @@ from local_modal.services.environments import EnvironmentService
 from local_modal.services.fault_control import FaultControlService
 from local_modal.services.functions import FunctionService
 from local_modal.services.images import REFUSE, ImageService
+from local_modal.services.inspection import InspectionService
 from local_modal.services.logs import LogService
 from local_modal.services.mounts import MountService
 from local_modal.services.queues import QueueService
@@ -134,6 +135,7 @@ class Server:
         self.containers = ContainerService(self)
         self.tunnels = TunnelService(self)
         self.schedules = ScheduleService(self)
+        self.inspection = InspectionService(self)
         self.control = ControlService(self)
         self.fault_control = FaultControlService(self)
         self.status = StatusService(self)
@@ -155,6 +157,7 @@ class Server:
             "containers": self.containers,
             "tunnels": self.tunnels,
             "schedules": self.schedules,
+            "inspection": self.inspection,
             "control": self.control,
             "fault_control": self.fault_control,
             "status": self.status,

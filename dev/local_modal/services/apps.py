@@ -167,7 +167,9 @@ class AppService(Service):
         return Empty()
 
     async def end_environment(self, environment: str) -> None:
-        """Stop every app in an environment that is being deleted; returns when none has containers there."""
+        """Stop and forget every app in an environment that is being deleted; returns when none of them has
+        containers any more.
+        """
         apps = [app for app in self.apps.values() if app.environment == environment]
         for app in apps:
             if app.state != api.APP_STATE_STOPPED:
@@ -175,6 +177,8 @@ class AppService(Service):
         ended = {app.app_id for app in apps}
         tasks = [task for task in self.server.engine.tasks.values() if task.app_id in ended]
         await asyncio.gather(*(task.exited.wait() for task in tasks))
+        for app_id in ended:
+            self.apps.pop(app_id, None)
 
     def rename_environment(self, old: str, new: str) -> None:
         """The environment `old` is called `new` from now on."""

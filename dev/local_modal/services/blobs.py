@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
+import logging
 import os
+import time
 from pathlib import Path
 
 from aiohttp import web
@@ -14,15 +17,69 @@ from modal_proto import api_pb2 as api
 from local_modal import ids
 from local_modal.rpc import RpcError, Service
 
+log = logging.getLogger(__name__)
+
+ORPHANS_KEPT = 3600.0
+"""Seconds that a blob may be there before a call, a result or a stream refers to it."""
+SWEEP_INTERVAL = 600.0
+
 
 class BlobService(Service):
-    """BlobCreate and BlobGet; one file per blob below the state directory."""
+    """BlobCreate and BlobGet; one file per blob below the state directory.
+
+    Who forgets the last reference to a blob removes it. What is left over (an upload that nothing came of,
+    the calls of an app that ended with the server) is swept up.
+    """
 
     async def start(self) -> None:
         self._dir = self.server.state_dir / "blobs"
         self._dir.mkdir(exist_ok=True)
+        self._sweeper = asyncio.ensure_future(self._sweep_regularly())
         self.server.http.add_route("PUT", "/blob/{blob_id}", self._put)
         self.server.http.add_route("GET", "/blob/{blob_id}", self._get)
+
+    async def stop(self) -> None:
+        self._sweeper.cancel()
+
+    async def sweep(self, now: float) -> None:
+        """Remove the files that nothing refers to, unless they are so young that something may yet.
+
+        `now` is the machine's own time, as the files' are.
+        """
+        referred = self._referred()
+
+        def remove() -> int:
+            removed = 0
+            for path in self._dir.iterdir():
+                with contextlib.suppress(FileNotFoundError):  # removed by its owner meanwhile
+                    if path.name not in referred and path.stat().st_mtime < now - ORPHANS_KEPT:
+                        path.unlink()
+                        removed += 1
+            return removed
+
+        if removed := await asyncio.to_thread(remove):
+            log.info("Removed %d blobs that nothing refers to", removed)
+
+    def _referred(self) -> set[str]:
+        """The blobs that calls have as arguments, results or chunks of their streams."""
+        referred = set()
+        for call in self.server.engine.ledger.calls.values():
+            for item in call.inputs:
+                referred.add(item.payload.args_blob_id)
+                if item.output is not None:
+                    referred.add(item.output.result.data_blob_id)
+            for stream in (call.data_in, call.data_out):
+                referred.update(chunk.data_blob_id for chunk in stream.chunks.values())
+        return referred
+
+    async def _sweep_regularly(self) -> None:
+        while True:
+            # First the pause: the calls that a former server has left are loaded after this service.
+            await asyncio.sleep(SWEEP_INTERVAL)
+            try:
+                await self.sweep(time.time())
+            except OSError as error:
+                log.warning("Blobs that nothing refers to could not be removed: %s", error)
 
     def path(self, blob_id: str) -> Path:
         """The file of an uploaded blob.

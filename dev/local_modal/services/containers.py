@@ -79,6 +79,17 @@ class ContainerService(Service):
     async def TaskGetInfo(self, request: api.TaskGetInfoRequest) -> api.TaskGetInfoResponse:
         task = self.server.engine.tasks.get(request.task_id)
         if task is None:
-            raise RpcError(Status.NOT_FOUND, f"Container {request.task_id} not found.")
+            # Of one that has ended, what it printed is still there, and tells when it lived.
+            printed = await self.server.logs.first_and_last(request.task_id)
+            if printed is None:
+                raise RpcError(Status.NOT_FOUND, f"Container {request.task_id} not found.")
+            first, last = printed
+            info = api.TaskInfo(
+                id=request.task_id,
+                enqueued_at=first.time,
+                started_at=first.time,
+                finished_at=last.time + 0.001,  # a range's end is exclusive
+            )
+            return api.TaskGetInfoResponse(app_id=first.app_id, info=info)
         info = api.TaskInfo(id=task.task_id, started_at=task.started_at, enqueued_at=task.enqueued_at)
         return api.TaskGetInfoResponse(app_id=task.app_id, info=info)

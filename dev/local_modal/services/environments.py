@@ -75,7 +75,7 @@ class EnvironmentService(Service):
                 self._add(request.deployment_name)
             elif request.object_creation_type == api.OBJECT_CREATION_TYPE_CREATE_FAIL_IF_EXISTS:
                 raise RpcError(
-                    Status.ALREADY_EXISTS, f"Environment '{request.deployment_name}' exists already."
+                    Status.ALREADY_EXISTS, f"Environment '{request.deployment_name}' already exists."
                 )
         name = self.resolve(request.deployment_name)
         return api.EnvironmentGetOrCreateResponse(
@@ -157,7 +157,7 @@ class EnvironmentService(Service):
                 "the first one a letter or digit, and not beginning with 'en-'.",
             )
         if name in self._created:
-            raise RpcError(Status.ALREADY_EXISTS, f"Environment '{name}' exists already.")
+            raise RpcError(Status.ALREADY_EXISTS, f"Environment '{name}' already exists.")
 
     def _add(self, name: str) -> None:
         self._check_new(name)

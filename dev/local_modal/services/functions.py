@@ -72,6 +72,10 @@ class FunctionService(Service):
         bound = self._variants.get(function_id)
         return bound.function_id if bound else function_id
 
+    def variants_of(self, function_id: str) -> dict[str, api.FunctionBindParamsRequest]:
+        """The variants that have been made of a function, by their ids."""
+        return {key: bound for key, bound in self._variants.items() if bound.function_id == function_id}
+
     def app_of(self, function_id: str) -> str:
         """The app id of a function or variant, "" if unknown."""
         bound = self._variants.get(function_id)

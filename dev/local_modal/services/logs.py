@@ -59,10 +59,11 @@ class LogService(Service):
         self._ended[app_id] = time.monotonic()
         self._notify()
 
-    async def app_of_task(self, task_id: str) -> str:
-        """The app of a container that has printed something, also of one that has ended; "" if unknown."""
-        found = await self._store.read(Selection(task_id=task_id), 1)
-        return found[0].app_id if found else ""
+    async def first_and_last(self, task_id: str) -> tuple[LogEntry, LogEntry] | None:
+        """The first and the last thing that a container has printed; None if there is nothing."""
+        first = await self._store.read(Selection(task_id=task_id), 1)
+        last = await self._store.read(Selection(task_id=task_id), 1, newest=True)
+        return (first[0], last[0]) if first and last else None
 
     def _notify(self) -> None:
         event, self._changed = self._changed, asyncio.Event()
