@@ -29,9 +29,9 @@ def middleware(faults: Faults) -> Middleware:
         if STALL in effects:
             await effects[STALL].fault.ended.wait()
             raise web.HTTPServiceUnavailable(text="the connection was lost")
-        if LOSE in effects and request.method != "GET":
-            await handler(request)
         if LOSE in effects:
+            if not effects[LOSE].fault.spec.connection:
+                await handler(request)
             if request.transport is not None:
                 request.transport.abort()
             raise web.HTTPServiceUnavailable(text="nobody will read this")

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 
 from aiohttp import web
-from aiohttp.typedefs import Middleware
+from aiohttp.typedefs import Handler, Middleware
 
 from local_modal.access import Access
 
 MAX_BODY_BYTES = 4 * 2**30
+
+BODY_IDLE_SECONDS = 20.0
+"""A request whose body doesn't go on for so long is broken off, about as S3 does (its RequestTimeout).
+
+Without it a client can hang for ever: when a connection breaks during a PUT, aiohttp repeats the request by
+itself, with a body that has been read already.
+"""
 
 HttpHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -20,7 +28,7 @@ class HttpSide:
     def __init__(self, host: str, access: Access, middlewares: Iterable[Middleware] = ()) -> None:
         self._host = host
         self._access = access
-        self._app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=list(middlewares))
+        self._app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_no_idle_body, *middlewares])
         self._runner: web.AppRunner | None = None
         self._port = 0
 
@@ -68,3 +76,26 @@ class HttpSide:
         """Close the listener and its connections."""
         if self._runner is not None:
             await self._runner.cleanup()
+
+
+@web.middleware
+async def _no_idle_body(request: web.Request, handler: Handler) -> web.StreamResponse:
+    if not request.can_read_body:
+        return await handler(request)
+    watching = asyncio.ensure_future(break_off_if_idle(request, BODY_IDLE_SECONDS))
+    try:
+        return await handler(request)
+    finally:
+        watching.cancel()
+
+
+async def break_off_if_idle(request: web.Request, seconds: float) -> None:
+    """Close the connection if no byte of the body arrives for `seconds`; return when it is complete."""
+    arrived = -1
+    while not request.content.is_eof():
+        if request.content.total_bytes == arrived:
+            if request.transport is not None:
+                request.transport.abort()
+            return
+        arrived = request.content.total_bytes
+        await asyncio.sleep(seconds)
