@@ -142,6 +142,7 @@ class LocalModal:
         ready = json.loads(self._first_line())
         self.server_url, self.http_url = ready["server_url"], ready["http_url"]
         self.mode, self.limits = ready["mode"], ready["limits"]
+        self.seed = ready["seed"]
         self.ca_file = ready["ca_file"] or ""
         self._port = int(self.server_url.rpartition(":")[2])
 
