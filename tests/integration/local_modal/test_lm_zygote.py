@@ -1,0 +1,110 @@
+"""Containers that a zygote forks are what new interpreters would be, and start much sooner."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+import pytest
+
+from local_modal.testing import LocalModal, wait_until
+from tests.integration.local_modal.conftest import client, deploy
+
+SEEDED = [sys.executable, "-c", "print(hash('x'))"]
+
+
+@pytest.fixture(scope="module", params=["isolated", "shared"])
+def mode(request: pytest.FixtureRequest) -> dict[str, str]:
+    return {"LOCAL_MODAL_NO_NAMESPACES": "1"} if request.param == "shared" else {}
+
+
+@pytest.fixture(scope="module")
+def forking(mode: dict[str, str]) -> Iterator[LocalModal]:
+    with LocalModal(env=mode) as server:
+        deploy(server, "forked")
+        yield server
+
+
+@pytest.fixture(scope="module")
+def plain(mode: dict[str, str]) -> Iterator[LocalModal]:
+    with LocalModal(arguments=["--no-zygote"], env=mode) as server:
+        deploy(server, "forked")
+        yield server
+
+
+def comparable(server: LocalModal) -> Any:
+    """What `inside` tells, without what differs between any two containers of any two servers."""
+    text: str = client(server, "result = json.dumps(f('inside', 'forked').remote())")
+    for task in server.tasks("inside"):
+        text = text.replace(task["task_id"], "TASK")
+    # In shared mode the mounts are in a directory named after what they are.
+    return json.loads(re.sub(r"roots/\w+", "roots/MOUNTS", text.replace(str(server.state_dir), "STATE")))
+
+
+def test_a_forked_container_is_like_a_new_interpreter(forking: LocalModal, plain: LocalModal) -> None:
+    seen, expected = comparable(forking), comparable(plain)
+    assert seen == expected
+    assert seen["ours"] == [] and seen["child environ"] == 1
+
+
+def test_what_a_fork_cannot_take_over_gets_an_interpreter_of_its_own(forking: LocalModal) -> None:
+    expected = int(subprocess.check_output(SEEDED, env=os.environ | {"PYTHONHASHSEED": "7"}))
+    optimize, seeded, path = client(forking, "result = f('with_variables', 'forked').remote()")
+    assert (optimize, seeded) == (1, expected) and path[0].endswith("/root")
+    assert client(forking, "result = f('with_startup_code', 'forked').remote()") is True
+
+
+def test_exit_handlers_run_and_nothing_is_left(forking: LocalModal) -> None:
+    key = uuid.uuid4().hex
+    client(forking, "f('ends', 'forked').remote(key)\nresult = True", key=key)
+    pids = [child.pid for child in psutil.Process(forking.pid).children(recursive=True)]
+    forking.control("kill", function_name="ends", signal="SIGINT")
+    read = "result = modal.Dict.from_name('forked-notes').get(key)"
+    wait_until(lambda: client(forking, read, key=key) == "ended", 10, "the exit handler has run")
+    wait_until(lambda: not forking.tasks("ends"), 10)
+    assert "ended: exit code 0" in forking.log
+    left = [
+        pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).cmdline() == ["sleep", "9876"]
+    ]
+    assert left == []
+
+
+def test_inputs_start_again_when_the_zygote_dies(forking: LocalModal) -> None:
+    key = uuid.uuid4().hex
+    call_id = client(forking, "result = f('waits', 'forked').spawn(key).object_id", key=key)
+    running = wait_until(lambda: [task for task in forking.tasks("waits") if task["running_inputs"]])[0]
+    [zygote] = [
+        child
+        for child in psutil.Process(forking.pid).children()
+        if any(argument.endswith("zygote.py") for argument in child.cmdline())
+        and running["pid"] in [below.pid for below in child.children(recursive=True)]
+    ]
+    zygote.kill()
+    finish = (
+        "modal.Dict.from_name('forked-notes')[key] = True\n"
+        "result = modal.FunctionCall.from_id(call_id).get(timeout=30)"
+    )
+    assert client(forking, finish, key=key, call_id=call_id) != running["task_id"]
+    assert not psutil.pid_exists(running["pid"])
+
+
+def test_a_cold_start_takes_a_fraction_of_the_time(forking: LocalModal, plain: LocalModal) -> None:
+    """Half is promised here, on machines of any load; a quiet one shows a tenth."""
+    code = (
+        "chance, result = f('chance', 'forked'), []\n"
+        "for _ in range(5):\n"
+        "    begin = time.time()\n"
+        "    result.append([chance.remote(), begin])"
+    )
+    answers = {server: client(server, code) for server in (forking, plain)}
+    cold, slow = (statistics.median(told[0] - begin for told, begin in answers[s]) for s in (forking, plain))
+    assert cold < slow / 2
+    assert len({told[1] for told, _ in answers[forking]}) == 5
