@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -14,11 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from local_modal.isolation import LAUNCHER, Interpreter, bare_spec, inspect_interpreter
+from local_modal.idle_container import IdleContainer
 from local_modal.volumes.overlays import Kind, OverlayView, detect
-from local_modal.volumes.store import VolumeStore
-from local_modal.volumes.trees import Trees
-from local_modal.volumes.views import BoundView
 
 SERVICE_PATH = "/__modal/volumes/vo-1/0"
 
@@ -35,28 +30,16 @@ def overlay_kind() -> Kind:
     return kind
 
 
-@functools.cache
-def interpreter() -> Interpreter:
-    """The one that runs the tests."""
-    return asyncio.run(inspect_interpreter(sys.executable))
-
-
 class MountedOverlay(OverlayView):
     """An `OverlayView` that is mounted as soon as it is open."""
 
-    def __init__(
-        self, store: VolumeStore, trees: Trees, kind: Kind, bound: BoundView, directory: Path, sub_path: str
-    ) -> None:
-        super().__init__(store, trees, kind, bound, directory, sub_path)
-        self._spec = directory.with_name(directory.name + ".json")
-        self._launcher: subprocess.Popen[str] | None = None
-        self.pid = 0
-        """Of a process in the container."""
+    container: IdleContainer | None = None
 
     @property
     def inside(self) -> Path:
         """The mount, from outside."""
-        return Path(f"/proc/{self.pid}/root{SERVICE_PATH}")
+        assert self.container is not None
+        return self.container.mount
 
     @property
     def upper(self) -> Path:
@@ -66,38 +49,16 @@ class MountedOverlay(OverlayView):
 
     def open(self) -> None:
         super().open()
-        scratch = self._spec.with_suffix(".root")
+        scratch = self._directory.with_name(f"{self._directory.name}.container")
         scratch.mkdir()
-        modal = self._spec.with_suffix(".modal")
-        modal.mkdir()
-        spec = bare_spec(
-            interpreter(),
-            scratch,
-            [{"target": "/__modal", "source": str(modal)}, *self.bound.binds()],
-            overlays=[self.bound.overlay()],
-            module="timeit",
-            argv=["-n1", "-r1", "print(flush=True); input()"],
-        )
-        self._spec.write_text(json.dumps(spec))
-        self._launcher = subprocess.Popen(
-            [sys.executable, str(LAUNCHER), str(self._spec)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self._launcher.stdout is not None
-        assert self._launcher.stdout.readline() == "\n"
-        self.pid = _only_child(_only_child(self._launcher.pid))
+        self.container = IdleContainer(self.bound, scratch)
 
     def reload(self, pids: Iterable[int]) -> None:
-        super().reload([*pids, self.pid])
+        assert self.container is not None
+        super().reload([*pids, self.container.pid])
 
     def close(self) -> None:
-        if self._launcher is not None:
-            self._launcher.communicate("\n")
-            self._launcher = None
+        if self.container is not None:
+            self.container.close()
+            self.container = None
         super().close()
-
-
-def _only_child(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
