@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from modal.types import FileEntryType
 
 from local_modal.testing import LocalModal
 from tests.integration.local_modal.conftest import modal as modal_cli
+from tests.integration.local_modal.conftest import modal_command
 from tests.integration.local_modal.sdk import connected, unique
 
 BLOCK = 8 * 2**20
@@ -199,16 +201,47 @@ def test_everything_answered_survives_kill_nine(fresh_local_modal: LocalModal) -
             assert read(kept, "d/large") == LARGE
 
 
-def test_the_command_line(local_modal: LocalModal, tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", ["1", "2"])
+def test_the_command_line(local_modal: LocalModal, tmp_path: Path, version: str) -> None:
     def volume_command(*arguments: str) -> str:
         return modal_cli(local_modal, "volume", *arguments)
 
-    name = unique("cli")
-    (tmp_path / "up.txt").write_text("by hand")
-    volume_command("create", name, "--version", "2")
-    volume_command("put", name, str(tmp_path / "up.txt"), "dir/up.txt")
-    assert "dir/up.txt" in volume_command("ls", name, "dir")
-    volume_command("get", name, "dir/up.txt", str(tmp_path / "down.txt"))
+    def listed(path: str) -> list[str]:
+        return sorted(
+            next(iter(row.values())) for row in json.loads(volume_command("ls", name, path, "--json"))
+        )
+
+    name, renamed = unique("cli"), unique("renamed")
+    (tmp_path / "up" / "sub").mkdir(parents=True)
+    (tmp_path / "up" / "a.txt").write_text("by hand")
+    (tmp_path / "up" / "sub" / "b.txt").write_text("deeper")
+    volume_command("create", name, "--version", version)
+    volume_command("put", name, str(tmp_path / "up"), "dir")
+    assert listed("dir") == ["dir/a.txt", "dir/sub"]
+    volume_command("cp", name, "dir/a.txt", "copy.txt")
+    volume_command("get", name, "copy.txt", str(tmp_path / "down.txt"))
     assert (tmp_path / "down.txt").read_text() == "by hand"
+    (tmp_path / "down").mkdir()
+    volume_command("get", name, "dir", str(tmp_path / "down"))
+    assert (tmp_path / "down" / "dir" / "sub" / "b.txt").read_text() == "deeper"
+    (tmp_path / "up" / "a.txt").write_text("again")
+    assert modal_command(local_modal, "volume", "put", name, str(tmp_path / "up/a.txt"), "copy.txt")[0] != 0
+    volume_command("put", "--force", name, str(tmp_path / "up/a.txt"), "copy.txt")
+    volume_command("get", "--force", name, "copy.txt", str(tmp_path / "down.txt"))
+    assert (tmp_path / "down.txt").read_text() == "again"
     volume_command("rm", name, "dir", "-r")
-    assert "dir" not in volume_command("ls", name, "--json")
+    assert listed("/") == ["copy.txt"]
+    volume_command("rename", "--yes", name, renamed)
+    volumes = json.loads(volume_command("list", "--json"))
+    assert renamed in json.dumps(volumes) and name not in json.dumps(volumes)
+    volume_command("delete", "--yes", renamed)
+    assert renamed not in volume_command("list", "--json")
+
+
+def test_names_that_no_file_system_has_are_refused(volume: modal.Volume) -> None:
+    for path in ("n" * 256, "\u00fc" * 128, "directory/" * 400 + "f"):
+        with pytest.raises(InvalidError, match="longer than"):
+            with volume.batch_upload() as batch:
+                batch.put_file(io.BytesIO(b"x"), path)
+    put(volume, **{"n" * 255: b"x"})
+    assert names(volume) == ["n" * 255]

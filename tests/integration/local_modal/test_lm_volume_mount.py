@@ -187,6 +187,20 @@ def test_what_a_killed_container_has_not_committed_is_lost(
     assert inside("one", look("committed")) == "x"
 
 
+def test_a_container_that_is_interrupted_commits(
+    served: tuple[LocalModal, modal.Client], inside: Container
+) -> None:
+    server, _ = served
+    inside("one", write("pending", "x"))
+    server.control("kill", function_name="one", app_name="data-mounts", signal="SIGINT")
+
+    def seen() -> bool:
+        inside("two", "shared.reload()")
+        return bool(inside("two", look("pending")) == "x")
+
+    wait_until(seen)
+
+
 def test_a_read_only_mount(served: tuple[LocalModal, modal.Client], inside: Container) -> None:
     inside("one", write("f", "x") + "\nshared.commit()")
     inside("read_only", "shared.reload()")
