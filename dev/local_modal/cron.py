@@ -60,6 +60,16 @@ def next_fire(schedule: api.Schedule, after: float) -> float | None:
     return None
 
 
+def following(schedule: api.Schedule, due: float, now: float) -> float | None:
+    """The firing after the one at `due`, counted from there so that a period doesn't drift; but later than
+    `now`: what has been missed is not made up.
+    """
+    moment = next_fire(schedule, due)
+    if moment is not None and moment <= now:
+        return next_fire(schedule, now)
+    return moment
+
+
 def _delta(period: api.Schedule.Period) -> relativedelta:
     return relativedelta(
         years=period.years,

@@ -67,6 +67,18 @@ def test_periods_follow_the_calendar() -> None:
     assert cron.next_fire(period(seconds=1.5), 100.0) == pytest.approx(101.5)
 
 
+def test_what_was_missed_is_not_made_up() -> None:
+    hourly = period(hours=1)
+    due = moment("2026-01-01T12:00")
+    assert cron.following(hourly, due, due + 5) == moment("2026-01-01T13:00"), "a late firing doesn't drift"
+    assert cron.following(hourly, due, moment("2026-01-03T00:30")) == moment("2026-01-03T01:30")
+    daily = cron_line("0 6 * * *")
+    assert cron.following(daily, moment("2026-01-01T06:00"), moment("2026-01-03T05:00")) == moment(
+        "2026-01-03T06:00"
+    )
+    assert cron.following(api.Schedule(), due, due) is None
+
+
 def test_no_schedule_never_fires() -> None:
     assert cron.next_fire(api.Schedule(), datetime.now(timezone.utc).timestamp()) is None
 

@@ -262,3 +262,60 @@ def test_a_request_that_makes_no_sense_is_refused(tmp_path: Path, name: str) -> 
             )
 
     serve(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("name", ["with space", "a/b", "x" * 65, "ap-0123456789abcdefghijkl"])
+def test_names_are_checked(tmp_path: Path, name: str) -> None:
+    async def scenario(server: Server, clock: SetClock) -> None:
+        request = api.DictGetOrCreateRequest(deployment_name=name, object_creation_type=IF_MISSING)
+        with pytest.raises(RpcError, match="Invalid Dict name") as error:
+            await server.dicts.DictGetOrCreate(request)
+        assert error.value.status is Status.INVALID_ARGUMENT
+        volume = await server.volumes.VolumeGetOrCreate(
+            api.VolumeGetOrCreateRequest(deployment_name="v", object_creation_type=IF_MISSING)
+        )
+        with pytest.raises(RpcError, match="Invalid Volume name"):
+            server.volumes.objects.rename(volume.volume_id, name)
+
+    serve(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("name", ["", "-first", "with.period", "en-123", "EN-x", "x" * 65])
+def test_names_of_environments_are_checked(tmp_path: Path, name: str) -> None:
+    async def scenario(server: Server, clock: SetClock) -> None:
+        with pytest.raises(RpcError, match="Invalid environment name") as error:
+            await server.environments.EnvironmentCreate(api.EnvironmentCreateRequest(name=name))
+        assert error.value.status is Status.INVALID_ARGUMENT
+
+    serve(tmp_path, scenario)
+
+
+def test_an_environment_is_found_by_its_id_and_there_is_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("local_modal.services.environments.MAX_ENVIRONMENTS", 2)
+
+    async def scenario(server: Server, clock: SetClock) -> None:
+        await server.environments.EnvironmentCreate(api.EnvironmentCreateRequest(name="second"))
+        with pytest.raises(RpcError, match="2 environments at most") as error:
+            await server.environments.EnvironmentCreate(api.EnvironmentCreateRequest(name="third"))
+        assert error.value.status is Status.RESOURCE_EXHAUSTED
+        found = await server.environments.EnvironmentGetOrCreate(
+            api.EnvironmentGetOrCreateRequest(deployment_name="second")
+        )
+        assert server.environments.resolve(found.environment_id) == "second"
+
+    serve(tmp_path, scenario)
+
+
+def test_a_partition_key_has_a_limit(tmp_path: Path) -> None:
+    async def scenario(server: Server, clock: SetClock) -> None:
+        created = await server.queues.QueueGetOrCreate(
+            api.QueueGetOrCreateRequest(deployment_name="q", object_creation_type=IF_MISSING)
+        )
+        request = api.QueuePutRequest(queue_id=created.queue_id, values=[b"x"], partition_key=b"k" * 65)
+        with pytest.raises(RpcError, match="64 bytes") as error:
+            await server.queues.QueuePut(request)
+        assert error.value.status is Status.INVALID_ARGUMENT
+
+    serve(tmp_path, scenario)

@@ -80,7 +80,7 @@ class ScheduleService(Service):
         self._next[function_id] = due
         if due <= now:
             log.info("Schedule of %s: a firing was missed", resolved.record.name)
-            self._set(function_id, _following(resolved.definition.schedule, due, now))
+            self._set(function_id, cron.following(resolved.definition.schedule, due, now))
 
     def _drop(self, function_id: str, error: RpcError) -> None:
         log.warning("Schedule of %s dropped: %s", function_id, error.message)
@@ -104,20 +104,10 @@ class ScheduleService(Service):
     def _fire_due(self, function_id: str, now: float) -> None:
         try:
             resolved = self.server.functions.resolve(function_id)
-            following = _following(resolved.definition.schedule, self._next[function_id], now)
+            following = cron.following(resolved.definition.schedule, self._next[function_id], now)
             # Together: killed in between, the server would fire twice or forget to.
             with self.server.store.transaction():
                 self.fire(function_id)
                 self._set(function_id, following, persist=resolved.app.deployed)
         except RpcError as error:
             self._drop(function_id, error)
-
-
-def _following(schedule: api.Schedule, due: float, now: float) -> float | None:
-    """The firing after the one at `due`, counted from there so that a period doesn't drift; but later than
-    `now`: what has been missed is not made up.
-    """
-    following = cron.next_fire(schedule, due)
-    if following is not None and following <= now:
-        return cron.next_fire(schedule, now)
-    return following
