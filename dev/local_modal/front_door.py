@@ -19,6 +19,7 @@ from local_modal.clients import TOKEN_ID
 from local_modal.rpc import RpcError
 from local_modal.web_bodies import BodyTooLarge, ClientGone, pump_body
 from local_modal.web_calls import WebCall, WebCallFailed
+from local_modal.web_parameters import BadParameter, serialized_parameters
 from local_modal.web_sockets import is_handshake, serve_websocket
 
 if TYPE_CHECKING:
@@ -63,15 +64,30 @@ class FrontDoor:
             if RESULT_PARAMETER in request.query:
                 return await self._result(request, request.query[RESULT_PARAMETER])
             if is_handshake(request):
+                variant = await self._variant(request)
                 return await serve_websocket(
-                    self._server, self._function_id(), self._method_name, request, self._deadline()
+                    self._server, variant, self._method_name, request, self._deadline()
                 )
             return await self._call(request)
         except RpcError:
             # Modal's words for an app that was stopped or isn't deployed.
             return _text(404, "modal-http: invalid function call")
+        except BadParameter as error:
+            return _text(400, f"modal-http: {error}")
         except ClientGone:
             return _abort(request)
+
+    async def _variant(self, request: web.BaseRequest) -> str:
+        """The function to call: for a class with parameters the variant that the query asks for."""
+        function_id = self._function_id()
+        schema = self._server.functions.resolve(function_id).definition.class_parameter_info.schema
+        if not self._method_name or not schema:
+            return function_id
+        parameters = serialized_parameters(schema, request.query)
+        bound = await self._server.functions.FunctionBindParams(
+            api.FunctionBindParamsRequest(function_id=function_id, serialized_params=parameters)
+        )
+        return bound.bound_function_id
 
     def _config(self) -> api.WebhookConfig:
         definition = self._server.functions.resolve(self._function_id()).definition
@@ -98,7 +114,8 @@ class FrontDoor:
         if (request.content_length or 0) > MAX_BODY_BYTES:
             return _too_large()
         deadline = self._deadline()
-        call = WebCall(self._server, self._function_id(), self._method_name, _scope(request))
+        variant = await self._variant(request)
+        call = WebCall(self._server, variant, self._method_name, _scope(request))
         pump = asyncio.ensure_future(pump_body(request, call, MAX_BODY_BYTES))
         pump.add_done_callback(_seen)
         try:

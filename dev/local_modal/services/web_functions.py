@@ -28,6 +28,8 @@ HOST = "127.0.0.1"
 BACKLOG = 1024
 MAX_LINE_BYTES = 64 * 1024
 """Of a request's first line and of each header: as much as the SDK's own proxy takes (`_runtime/asgi.py`)."""
+STOP_SECONDS = 0.1
+"""How long they may go on when the server stops; for aiohttp 0 means for ever."""
 CLOSE_SECONDS = 60.0
 """How long requests may go on once their function is gone."""
 
@@ -72,8 +74,8 @@ class WebFunctionService(Service):
 
     async def stop(self) -> None:
         """Close all ports."""
-        for server in self._servers:
-            await server.shutdown(0.0)  # whoever still waits would wait for containers that have ended
+        # Whoever still waits would wait for containers that have ended.
+        await asyncio.gather(*(server.shutdown(STOP_SECONDS) for server in self._servers))
         for door in self._doors.values():
             if door.runner is not None:
                 await door.runner.cleanup()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import importlib.util
 import json
 import socket
 import time
@@ -17,6 +18,9 @@ from tests.integration.local_modal.conftest import client, deploy
 from tests.integration.local_modal.http_client import ask, connection, seen
 from tests.integration.local_modal.sdk import unique
 
+needs_fastapi = pytest.mark.skipif(
+    importlib.util.find_spec("fastapi") is None, reason="the interpreter of the containers has no FastAPI"
+)
 NOTE = "modal.Dict.from_name('web-notes')[key] = True; result = None"
 NOTED = "result = modal.Dict.from_name('web-notes').get(key)"
 
@@ -24,13 +28,13 @@ NOTED = "result = modal.Dict.from_name('web-notes').get(key)"
 @pytest.fixture(scope="module")
 def urls(isolated_server: LocalModal) -> dict[str, str]:
     """The URLs of all functions of the app, which is deployed."""
-    printed = deploy(isolated_server, "web")
+    printed = "".join(deploy(isolated_server, app) for app in ("web", "shop", "storefront"))
     names = ["web", "private", "old", "add", "slow"]
     code = "result = {name: f(name, 'web').get_web_url() for name in names}"
     found: dict[str, str] = client(isolated_server, code, names=names)
-    found["price"] = client(
-        isolated_server, "result = modal.Cls.from_name('web', 'Shop')().price.get_web_url()"
-    )
+    found["site"] = client(isolated_server, "result = f('storefront', 'storefront').get_web_url()")
+    code = "result = modal.Cls.from_name('shop', 'Shop')(town='x').stock.get_web_url()"
+    found["stock"] = client(isolated_server, code)
     assert all(url in printed for url in found.values())
     assert all(urlsplit(url).hostname == "127.0.0.1" for url in found.values())
     return found
@@ -181,17 +185,18 @@ def test_proxy_authorization(isolated_server: LocalModal, urls: dict[str, str]) 
     assert right["Modal-Secret"] not in str(saw["headers"])
 
 
-def test_the_other_kinds_of_web_functions(isolated_server: LocalModal, urls: dict[str, str]) -> None:
+def test_wsgi_and_classes(isolated_server: LocalModal, urls: dict[str, str]) -> None:
     response, body = ask(urls["old"], "/path", method="PUT", body=b"abc")
     assert (response.status, response.headers["x-path"], body) == (201, "/path", b"PUT cba")
-    response, body = ask(urls["add"], "/?first=1&second=2", method="POST")
-    assert json.loads(body) == {"sum": 3}
-    assert ask(urls["add"], "/?first=1&second=two", method="POST")[0].status == 422
-    assert ask(urls["add"], "/docs")[0].status == 200
-    response, body = ask(urls["price"], "/?item=tea")
-    assert json.loads(body) == {"item": "tea", "price": 3, "open": True}
-    # The class can be called, too.
-    assert client(isolated_server, "result = modal.Cls.from_name('web', 'Shop')().stock.remote()") == 7
+    # Parameters of classes are in the query, and make pools of their own.
+    assert ask(urls["stock"], "/tea?town=Riga")[1] == b"Riga, floor 1: /tea"
+    assert ask(urls["stock"], "/tea?town=Riga&floor=3")[1] == b"Riga, floor 3: /tea"
+    for query, sentence in (("", b"town is missing"), ("town=Riga&floor=x", b"floor must be a whole number")):
+        response, body = ask(urls["stock"], f"/?{query}")
+        assert response.status == 400 and sentence in body
+    # The class can be called, too, but a web function can't.
+    code = "result = modal.Cls.from_name('shop', 'Shop')(town='Riga').count.remote()"
+    assert client(isolated_server, code) == len("Riga, floor 1")
     code = """
 try:
     f('web', 'web').remote()
@@ -199,6 +204,50 @@ except modal.exception.InvalidError as error:
     result = str(error)
 """
     assert urls["web"] in client(isolated_server, code)
+
+
+@needs_fastapi
+def test_a_fastapi_endpoint(urls: dict[str, str]) -> None:
+    response, body = ask(urls["add"], "/?first=1&second=2", method="POST")
+    assert response.status == 200 and json.loads(body) == {"sum": 3}
+    assert ask(urls["add"], "/?first=1&second=two", method="POST")[0].status == 422
+    assert ask(urls["add"], "/docs")[0].status == 200
+
+
+@needs_fastapi
+def test_an_application_as_people_write_them(isolated_server: LocalModal, urls: dict[str, str]) -> None:
+    key = unique("rows")
+    link = connection(urls["site"])
+    link.request("GET", f"/rows?key={key}")
+    response = link.getresponse()
+    assert response.read1() == b"opened\n" and response.headers["x-marked"] == "yes"
+    client(isolated_server, NOTE, key=key)
+    assert response.read() == b"end\n"
+    link.close()
+    # Work goes on after the response.
+    key = unique("upload")
+    _, body = ask(urls["site"], f"/upload?key={key}", method="POST", body=b"x" * 3_000_000)
+    assert json.loads(body) == {"size": 3_000_000}
+    wait_until(lambda: client(isolated_server, NOTED, key=key) == 3_000_000)
+
+
+def test_preemption(isolated_server: LocalModal, url: str) -> None:
+    """A request whose response hasn't begun starts again elsewhere; one that has begun ends where it is."""
+    key = unique("preempted")
+    first = seen(url)["task"]
+    begun = connection(url)
+    begun.request("GET", f"/live?{key}")
+    response = begun.getresponse()
+    assert response.read1() == b"data: 0\n\n"
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(seen, url, "/slow?1.5", method="POST", body=b"abc")
+        wait_until(lambda: any(len(task["running_inputs"]) == 2 for task in isolated_server.tasks("web")))
+        isolated_server.control("preempt", task_id=first)
+        saw = waiting.result()
+    assert saw["task"] != first and saw["size"] == 3
+    with pytest.raises((http.client.IncompleteRead, ConnectionError)):
+        response.read()
+    begun.close()
 
 
 def test_many_requests_at_once(isolated_server: LocalModal, url: str) -> None:

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
@@ -14,7 +15,7 @@ import pytest
 
 from local_modal.testing import LocalModal, wait_until
 from tests.integration.local_modal.conftest import APPS, client, deploy, modal
-from tests.integration.local_modal.http_client import ask, seen
+from tests.integration.local_modal.http_client import ask, connection, seen
 
 URL = "result = f('web', 'web').get_web_url()"
 
@@ -88,3 +89,20 @@ def test_an_ephemeral_app_has_urls_while_it_runs(server: LocalModal) -> None:
         serving.kill()
         serving.communicate()
     wait_until(lambda: refused(url))
+
+
+def test_open_connections_do_not_keep_a_server(server: LocalModal) -> None:
+    """Neither an idle one nor one within a response."""
+    deploy(server, "web", TAG="one")
+    url = client(server, URL)
+    idle, busy = connection(url), connection(url)
+    idle.request("GET", "/")
+    assert idle.getresponse().read()
+    busy.request("GET", "/endless?key")
+    assert busy.getresponse().read1() == b"x"
+    started = time.monotonic()
+    server.restart()
+    assert time.monotonic() - started < 15
+    assert seen(url)["tag"] == "one"
+    idle.close()
+    busy.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import socket
 import ssl
 import urllib.request
@@ -16,6 +17,8 @@ from tests.integration.local_modal.conftest import client, deploy, start_client
 from tests.integration.local_modal.http_client import ask
 from tests.integration.local_modal.sdk import unique
 
+HAS_CRYPTOGRAPHY = importlib.util.find_spec("cryptography") is not None
+needs_cryptography = pytest.mark.skipif(not HAS_CRYPTOGRAPHY, reason="no certificates without cryptography")
 NOTES = "notes = modal.Dict.from_name('ports-notes', create_if_missing=True)\n"
 
 
@@ -71,6 +74,7 @@ def is_cut_off(link: socket.socket) -> bool:
         return True
 
 
+@needs_cryptography
 def test_a_tunnel_from_its_start_to_its_end(server: LocalModal) -> None:
     deploy(server, "ports")
     key = unique("tunnel")
@@ -97,6 +101,7 @@ def test_a_tunnel_from_its_start_to_its_end(server: LocalModal) -> None:
     running.communicate()
 
 
+@needs_cryptography
 def test_a_page_at_the_url_of_a_tunnel(server: LocalModal) -> None:
     deploy(server, "ports")
     key = unique("page")
@@ -107,3 +112,15 @@ def test_a_page_at_the_url_of_a_tunnel(server: LocalModal) -> None:
     note(server, f"{key}-stop")
     assert running.wait(30) == 0
     running.communicate()
+
+
+@pytest.mark.skipif(HAS_CRYPTOGRAPHY, reason="only to be seen without cryptography")
+def test_a_tunnel_that_is_impossible_is_refused(server: LocalModal) -> None:
+    deploy(server, "ports")
+    code = """
+try:
+    f('page', 'ports').remote('key')
+except Exception as error:
+    result = str(error)
+"""
+    assert "pip install cryptography" in client(server, code)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -176,18 +175,3 @@ def add(first: int, second: int) -> dict[str, int]:
 @modal.asgi_app()
 def slow() -> Any:
     return asgi
-
-
-@app.cls()
-class Shop:
-    @modal.enter()
-    def open(self) -> None:
-        self.opened = time.time()
-
-    @modal.fastapi_endpoint()
-    def price(self, item: str) -> dict[str, Any]:
-        return {"item": item, "price": len(item), "open": self.opened > 0}
-
-    @modal.method()
-    def stock(self) -> int:
-        return 7
