@@ -40,6 +40,7 @@ from local_modal.services.queues import QueueService
 from local_modal.services.schedules import ScheduleService
 from local_modal.services.secrets import SecretService
 from local_modal.services.status import StatusService
+from local_modal.services.sweeping import SweepService
 from local_modal.services.tunnels import TunnelService
 from local_modal.services.volumes import VolumeService
 from local_modal.services.web_functions import WebFunctionService
@@ -136,6 +137,7 @@ class Server:
         self.tunnels = TunnelService(self)
         self.schedules = ScheduleService(self)
         self.inspection = InspectionService(self)
+        self.sweeping = SweepService(self)
         self.control = ControlService(self)
         self.fault_control = FaultControlService(self)
         self.status = StatusService(self)
@@ -158,6 +160,7 @@ class Server:
             "tunnels": self.tunnels,
             "schedules": self.schedules,
             "inspection": self.inspection,
+            "sweeping": self.sweeping,
             "control": self.control,
             "fault_control": self.fault_control,
             "status": self.status,

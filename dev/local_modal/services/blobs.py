@@ -7,7 +7,6 @@ import contextlib
 import hashlib
 import logging
 import os
-import time
 from pathlib import Path
 
 from aiohttp import web
@@ -21,7 +20,6 @@ log = logging.getLogger(__name__)
 
 ORPHANS_KEPT = 3600.0
 """Seconds that a blob may be there before a call, a result or a stream refers to it."""
-SWEEP_INTERVAL = 600.0
 
 
 class BlobService(Service):
@@ -34,12 +32,8 @@ class BlobService(Service):
     async def start(self) -> None:
         self._dir = self.server.state_dir / "blobs"
         self._dir.mkdir(exist_ok=True)
-        self._sweeper = asyncio.ensure_future(self._sweep_regularly())
         self.server.http.add_route("PUT", "/blob/{blob_id}", self._put)
         self.server.http.add_route("GET", "/blob/{blob_id}", self._get)
-
-    async def stop(self) -> None:
-        self._sweeper.cancel()
 
     async def sweep(self, now: float) -> None:
         """Remove the files that nothing refers to, unless they are so young that something may yet.
@@ -71,15 +65,6 @@ class BlobService(Service):
             for stream in (call.data_in, call.data_out):
                 referred.update(chunk.data_blob_id for chunk in stream.chunks.values())
         return referred
-
-    async def _sweep_regularly(self) -> None:
-        while True:
-            # First the pause: the calls that a former server has left are loaded after this service.
-            await asyncio.sleep(SWEEP_INTERVAL)
-            try:
-                await self.sweep(time.time())
-            except OSError as error:
-                log.warning("Blobs that nothing refers to could not be removed: %s", error)
 
     def path(self, blob_id: str) -> Path:
         """The file of an uploaded blob.

@@ -63,6 +63,15 @@ class FunctionService(Service):
         definition = apply_options(record.definition, bound.function_options)
         return Resolved(function_id, record, app, definition, bound.serialized_params)
 
+    def definitions(self) -> list[api.Function]:
+        """All functions and variants that containers may be started for, now or after the next publish."""
+        found = [d for record in self.records.values() for d in (record.definition, record.staged) if d]
+        for bound in self._variants.values():
+            record = self.records.get(bound.function_id)
+            if record is not None and record.definition is not None:
+                found.append(apply_options(record.definition, bound.function_options))
+        return found
+
     def of(self, app: App) -> list[FunctionRecord]:
         """The functions of an app."""
         return [record for record in self.records.values() if record.app_id == app.app_id]

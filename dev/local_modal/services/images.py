@@ -9,6 +9,7 @@ import fnmatch
 import logging
 import re
 import shlex
+import time
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 TABLE = "images"
 REFUSE, WARN = "refuse", "warn"
 """What a missing package does to a deployment."""
+UNUSED_KEPT = 24 * 3600.0
+"""Seconds that an image is remembered which no function has; the SDK asks for it again at each deployment."""
 IGNORED = ("RUN", "FROM", "USER", "ENTRYPOINT", "SHELL")
 """Instructions that are recorded and not obeyed."""
 
@@ -60,6 +63,7 @@ class ImageService(Service):
             key: api.Image.FromString(data) for key, data in self.server.store.load(TABLE).items()
         }
         self._views: dict[str, ImageView] = {}
+        self._used_at: dict[str, float] = dict.fromkeys(self._images, time.time())
         self._installed: dict[str, Installed] = {}
         self._reported: set[str] = set()
 
@@ -73,6 +77,7 @@ class ImageService(Service):
         if image_id not in self._images:
             self._images[image_id] = request.image
             self.server.store.put(TABLE, image_id, data)
+        self._used_at[image_id] = time.time()
         self._report_ignored(request.image)
         missing = await self._missing(image_id)
         result = _SUCCESS
@@ -135,6 +140,20 @@ class ImageService(Service):
             )
         missing = [phrase for layer in self._layers(image_id) for phrase in self.view(layer).missing]
         return [*texts, self._advice(image_id, missing)] if missing else texts
+
+    def sweep(self, used: Iterable[str], now: float) -> set[str]:
+        """Forget the images that no function has, unless they were asked for lately; returns the ids of the
+        mounts that the others are made of.
+        """
+        lately = [image_id for image_id, used_at in self._used_at.items() if used_at > now - UNUSED_KEPT]
+        kept = {layer for image_id in {*used, *lately} for layer in self._layers(image_id)}
+        for image_id in self._images.keys() - kept:
+            del self._images[image_id]
+            del self._used_at[image_id]
+            self._views.pop(image_id, None)
+            self.server.store.delete(TABLE, image_id)
+        mounts = {mount_id for image_id in kept for mount_id in self.view(image_id).mount_ids}
+        return mounts | {self._images[image_id].context_mount_id for image_id in kept}
 
     # -- reading layers
 

@@ -7,7 +7,8 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -20,6 +21,10 @@ from local_modal.rpc import RpcError, Service, build
 log = logging.getLogger(__name__)
 
 TABLE = "mounts"
+UNUSED_KEPT = 24 * 3600.0
+"""Seconds that a mount, a file or a directory is kept which nothing uses: a deployment is still going on, or
+the next one has it again.
+"""
 
 
 class MountService(Service):
@@ -34,12 +39,13 @@ class MountService(Service):
             key: api.MountGetOrCreateRequest.FromString(data)
             for key, data in self.server.store.load(TABLE).items()
         }
+        self._used_at: dict[str, float] = dict.fromkeys(self._mounts, time.time())
         self._building: dict[str, asyncio.Task[Path]] = {}
 
     async def MountBatchedCheckExistence(
         self, request: api.MountBatchedCheckExistenceRequest
     ) -> api.MountBatchedCheckExistenceResponse:
-        missing = [digest for digest in request.sha256_hex_hashes if not self.path(digest).exists()]
+        missing = [digest for digest in request.sha256_hex_hashes if not self._touch(self.path(digest))]
         return build(
             api.MountBatchedCheckExistenceResponse,
             missing_sha256_hex_hashes=missing,
@@ -82,6 +88,7 @@ class MountService(Service):
         contents = api.MountGetOrCreateRequest(deployment_name=name, files=files)
         data = contents.SerializeToString(deterministic=True)
         mount_id = ids.derived_id(ids.MOUNT, data)
+        self._used_at[mount_id] = time.time()
         if mount_id not in self._mounts:
             self._mounts[mount_id] = contents
             self.server.store.put(TABLE, mount_id, data)
@@ -91,7 +98,7 @@ class MountService(Service):
         """Keep a small file's content; returns its digest."""
         digest = hashlib.sha256(data).hexdigest()
         path = self.path(digest)
-        if not path.exists():
+        if not self._touch(path):
             partial = path.with_suffix(f".{os.urandom(4).hex()}")
             partial.write_bytes(data)
             partial.rename(path)
@@ -112,7 +119,7 @@ class MountService(Service):
         """
         key = hashlib.sha256("\0".join([python, *mount_ids]).encode()).hexdigest()[:32]
         root = self._roots / key
-        if root.exists():
+        if self._touch(root):
             return root
         if key not in self._building:
             self._building[key] = asyncio.ensure_future(self._build(root, list(mount_ids), python))
@@ -147,6 +154,41 @@ class MountService(Service):
             shutil.copyfile(self.path(file.sha256_hex), target)
             target.chmod(file.mode or 0o644)
 
+    async def sweep(self, used: Collection[str], now: float, oldest_container: float) -> None:
+        """Forget the mounts that are not among `used`, remove the files that no mount has, and the
+        directories that no container has been started with since `oldest_container` was; unless they are
+        young.
+        """
+        oldest = now - UNUSED_KEPT
+        for mount_id in list(self._mounts):
+            if mount_id not in used and self._used_at[mount_id] < oldest:
+                del self._mounts[mount_id]
+                del self._used_at[mount_id]
+                self.server.store.delete(TABLE, mount_id)
+        digests = {file.sha256_hex for mount in self._mounts.values() for file in mount.files}
+
+        def remove() -> int:
+            files = [path for path in _older(self._files, oldest) if path.name not in digests]
+            # Each start of a container touches its directory, so those who live began before or use others.
+            roots = _older(self._roots, min(oldest, oldest_container))
+            for path in files:
+                path.unlink(missing_ok=True)
+            for path in roots:
+                shutil.rmtree(path, ignore_errors=True)
+            return len(files) + len(roots)
+
+        if removed := await asyncio.to_thread(remove):
+            log.info("Removed %d files and directories of mounts that nothing uses", removed)
+
+    @staticmethod
+    def _touch(path: Path) -> bool:
+        """Note that a file or directory is in use; False if it isn't there."""
+        try:
+            os.utime(path)
+        except FileNotFoundError:
+            return False
+        return True
+
     def path(self, sha256_hex: str) -> Path:
         """Where the content of that digest is, or would be."""
         return self._files / Path(sha256_hex).name
@@ -155,3 +197,8 @@ class MountService(Service):
         timestamp = Timestamp()
         timestamp.FromNanoseconds(int(self.server.clock.time() * 1e9))
         return timestamp
+
+
+def _older(directory: Path, than: float) -> list[Path]:
+    """What is in a directory and hasn't been used since `than`."""
+    return [path for path in directory.iterdir() if path.stat().st_mtime < than]
