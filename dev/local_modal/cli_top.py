@@ -102,7 +102,7 @@ class _PlainScreen:
     def show(self, status: Mapping[str, Any], before: Mapping[str, Any] | None) -> None:
         """Draw a frame over the one before."""
         size = shutil.get_terminal_size()
-        lines = top_view.plain(status, before, size.columns)[: size.lines - 1]
+        lines = top_view.plain(status, before, size.columns, top_view.ROWS_SHOWN)[: size.lines - 1]
         sys.stdout.write(HOME + f"{REST_OF_LINE}\n".join(lines) + REST_OF_LINE + REST_OF_SCREEN)
         sys.stdout.flush()
 
@@ -133,7 +133,7 @@ class _Screen:
         from rich.text import Text
 
         parts: list[Any] = [Text(top_view.headline(status), style="bold")]
-        for table in top_view.tables(status, before):
+        for table in top_view.tables(status, before, top_view.ROWS_SHOWN):
             drawn = Table(
                 title=table.title, title_justify="left", title_style="bold cyan", box=None, pad_edge=False
             )

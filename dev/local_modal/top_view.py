@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 RPCS_SHOWN = 8
+ROWS_SHOWN = 12
+"""Of each table, on a screen."""
 LINES_SHOWN = 8
 MEBIBYTE = 2**20
 
@@ -35,12 +37,23 @@ def headline(status: Mapping[str, Any]) -> str:
     )
 
 
-def tables(status: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> list[Table]:
-    """The parts of a frame; rates are since `before`, an earlier answer (none: since the start)."""
+def tables(
+    status: Mapping[str, Any], before: Mapping[str, Any] | None = None, rows: int | None = None
+) -> list[Table]:
+    """The parts of a frame, each with `rows` rows at most; rates are since `before`, an earlier answer (none:
+    since the start).
+    """
     parts = [_apps(status), _functions(status), _containers(status), _rpcs(status, before)]
     if status["faults"]:
         parts.append(_faults(status))
-    return parts
+    return [_cut(part, rows) for part in parts]
+
+
+def _cut(table: Table, rows: int | None) -> Table:
+    if rows is None or len(table.rows) <= rows:
+        return table
+    title = f"{table.title} ({rows} of {len(table.rows)})"
+    return replace(table, title=title, rows=table.rows[:rows])
 
 
 def log_lines(status: Mapping[str, Any]) -> list[str]:
@@ -146,10 +159,15 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60}h{minutes % 60:02d}m"
 
 
-def plain(status: Mapping[str, Any], before: Mapping[str, Any] | None = None, width: int = 0) -> list[str]:
+def plain(
+    status: Mapping[str, Any],
+    before: Mapping[str, Any] | None = None,
+    width: int = 0,
+    rows: int | None = None,
+) -> list[str]:
     """A frame as lines of plain text, cut to `width` columns if that isn't 0."""
     lines = [headline(status)]
-    for table in tables(status, before):
+    for table in tables(status, before, rows):
         lines += ["", *_plain_table(table)]
     if status["log"]:
         lines += ["", "Log", *log_lines(status)]

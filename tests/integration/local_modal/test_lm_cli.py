@@ -1,160 +1,143 @@
-"""The stock command line against a local server, a story per group of commands."""
+"""The command line as a stranger meets it: help, refusals in a sentence, exit codes."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
-from typing import Any
 
-import modal as sdk_package
 import pytest
 
 from local_modal.testing import LocalModal, wait_until
-from tests.integration.local_modal.conftest import client, deploy, modal, modal_command
-from tests.integration.local_modal.sdk import unique
-
-NEWER = not sdk_package.__version__.startswith("1.5.")
-"""Whether `modal function` exists."""
+from tests.integration.local_modal.command_line import command, environ, local_modal
+from tests.integration.local_modal.conftest import APPS
 
 
-def listed(server: LocalModal, *command: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(modal(server, *command, "--json"))
-    return found
+@pytest.mark.parametrize(
+    "words", [[], ["serve"], ["run"], ["env"], ["top"], ["status"], ["fault"], ["fault", "lose"]]
+)
+def test_help_says_what_it_is_for(words: list[str]) -> None:
+    done = local_modal(*words, "--help")
+    assert done.returncode == 0 and done.stderr == ""
+    assert ("usage: python -m local_modal" in done.stdout and "erver" in done.stdout) or words == [
+        "fault",
+        "lose",
+    ]
 
 
-def refused(server: LocalModal, *command: str) -> str:
-    code, output, errors = modal_command(server, *command)
-    assert code != 0, output
-    return output + errors
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "COMMAND"),
+        (["serve", "--host", "0.0.0.0"], "0.0.0.0: loopback only (127.0.0.1)"),
+        (["serve", "--host", "::1"], "loopback only"),
+        (["serve", "--port", "x"], "--port"),
+        (["run", "--port", "x", "--", "true"], "--port"),
+        (["fault", "explode"], "invalid choice: 'explode'"),
+        (["fault", "late", "--rpc", "A"], "--delay"),
+    ],
+)
+def test_wrong_usage_is_2(words: list[str], said: str) -> None:
+    done = local_modal(*words)
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
+    assert done.stdout == ""
 
 
-def test_dicts_and_queues(local_modal: LocalModal) -> None:
-    name = unique("cli")
-    for kind in ("dict", "queue"):
-        modal(local_modal, kind, "create", name)
-        assert name in [row["name"] for row in listed(local_modal, kind, "list")]
-    fill = (
-        "modal.Dict.from_name(name).update({'key': 'value', 'other': 2})\n"
-        "result = modal.Queue.from_name(name).put_many(['first', 'second', 'third'])"
+def test_what_the_user_can_mend_is_1_and_a_sentence(isolated_server: LocalModal, tmp_path: Path) -> None:
+    state = ["--state-dir", str(isolated_server.state_dir)]
+    plan = tmp_path / "plan.yaml"
+    plan.write_text("[{fault: fail}]")
+    for words, said in (
+        (["fault", "fail", *state], "needs the name of an RPC"),
+        (["fault", "fail", "--rpc", "A", "--status", "SAD", *state], "'SAD' is no gRPC status"),
+        (["fault", "clear", "f99", *state], "no fault 'f99'"),
+        (["fault", "expire", "--dict", "nope", *state], "no Dict 'nope'"),
+        (["fault", "replay", str(plan), *state], "entry 1"),
+        (["fault", "replay", str(tmp_path / "none.json"), *state], "No such file"),
+        (["serve", "--state-dir", str(tmp_path), "--faults", str(plan)], "entry 1"),
+        (["run"], "which command?"),
+        (["run", "--", "/no/such/command"], "/no/such/command: No such file"),
+        (["top", "--state-dir", str(tmp_path)], "No server runs on"),
+    ):
+        done = local_modal(*words)
+        assert done.returncode == 1, words
+        assert said in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_without_a_server_the_answer_comes_at_once(tmp_path: Path) -> None:
+    """The SDK would try for a minute. A server that was killed leaves its file behind, and its pid may belong
+    to somebody else.
+    """
+    with LocalModal(tmp_path) as server:
+        alive = local_modal("status", "--state-dir", str(tmp_path))
+        assert alive.returncode == 0 and server.server_url in alive.stdout
+        server.kill()
+        ready = json.loads((tmp_path / "server.json").read_text())
+        (tmp_path / "server.json").write_text(json.dumps(ready | {"pid": os.getpid()}))
+        for word in ("status", "env", "top"):
+            began = time.monotonic()
+            done = local_modal(word, "--state-dir", str(tmp_path))
+            assert done.returncode == 1 and "No server runs on" in done.stderr and done.stdout == ""
+            assert time.monotonic() - began < 15
+
+
+def test_faults_are_set_listed_and_cleared(isolated_server: LocalModal) -> None:
+    state = ["--state-dir", str(isolated_server.state_dir)]
+    done = local_modal("fault", "lose", "--rpc", "Nothing*", "--count", "3", "--connection", *state)
+    assert done.returncode == 0, done.stderr
+    fault = json.loads(done.stdout)
+    assert (fault["fault"], fault["count"], fault["connection"], fault["state"]) == (
+        "lose",
+        3,
+        True,
+        "active",
     )
-    client(local_modal, fill, name=name)
-    assert modal(local_modal, "dict", "get", name, "key").strip() == "value"
-    assert len(listed(local_modal, "dict", "items", name)) == 2
-    assert "first" in modal(local_modal, "queue", "peek", name)
-    assert modal(local_modal, "queue", "len", name).strip() == "3"
-    for kind in ("dict", "queue"):
-        modal(local_modal, kind, "clear", name, "--yes")
-    assert modal(local_modal, "queue", "len", name, "--total").strip() == "0"
-    assert client(local_modal, "result = modal.Dict.from_name(name).len()", name=name) == 0
-    for kind in ("dict", "queue"):
-        modal(local_modal, kind, "delete", name, "--yes")
-        assert "not found" in refused(local_modal, kind, "clear", name, "--yes")
+    listed = json.loads(local_modal("fault", "list", *state).stdout)
+    assert listed["seed"] == isolated_server.seed and fault in listed["faults"]
+    assert json.loads(local_modal("fault", "clear", fault["id"], *state).stdout) == {"cleared": [fault["id"]]}
+    [after] = [entry for entry in isolated_server.faults() if entry["id"] == fault["id"]]
+    assert after["state"] == "cleared"
 
 
-def test_secrets(local_modal: LocalModal) -> None:
-    name = unique("cli")
-    modal(local_modal, "secret", "create", name, "A=1", "B=2")
-    assert "already exists" in refused(local_modal, "secret", "create", name, "A=3")
-    modal(local_modal, "secret", "create", name, "C=3", "--force")
-    assert name in [row["name"] for row in listed(local_modal, "secret", "list")]
-    with pytest.raises(AssertionError, match="has no key"):
-        client(
-            local_modal,
-            "result = modal.Secret.from_name(name, required_keys=['A']).hydrate().object_id",
-            name=name,
-        )
-    modal(local_modal, "secret", "delete", name, "--yes")
-    assert name not in [row["name"] for row in listed(local_modal, "secret", "list")]
-
-
-def test_volumes(local_modal: LocalModal, tmp_path: Path) -> None:
-    name, renamed = unique("cli"), unique("cli")
-    (tmp_path / "file").write_text("content")
-    modal(local_modal, "volume", "create", name)
-    modal(local_modal, "volume", "rename", name, renamed, "--yes")
-    modal(local_modal, "volume", "put", renamed, str(tmp_path / "file"), "/folder/file")
-    modal(local_modal, "volume", "cp", renamed, "/folder/file", "/copy")
-    assert "copy" in modal(local_modal, "volume", "ls", renamed)
-    modal(local_modal, "volume", "rm", renamed, "/folder", "--recursive")
-    modal(local_modal, "volume", "get", renamed, "/copy", str(tmp_path / "back"))
-    assert (tmp_path / "back").read_text() == "content"
-    assert "Invalid Volume name" in refused(local_modal, "volume", "rename", renamed, "not/allowed", "--yes")
-    modal(local_modal, "volume", "delete", renamed, "--yes")
-    assert renamed not in [row["name"] for row in listed(local_modal, "volume", "list")]
-
-
-def test_environments_are_renamed_and_deleted_with_all_that_is_in_them(
-    fresh_local_modal: LocalModal,
-) -> None:
-    server = fresh_local_modal
-    modal(server, "environment", "create", "before")
-    assert "already exists" in refused(server, "environment", "create", "before")
-    deploy(server, "basics", MODAL_ENVIRONMENT="before")
-    modal(server, "dict", "create", "d", "--env", "before")
-    modal(server, "secret", "create", "s", "A=1", "--env", "before")
-    find = "result = modal.Function.from_name('basics', 'square', environment_name=environment).remote(3)"
-    assert client(server, find, environment="before") == 9
-    modal(server, "environment", "update", "before", "--set-name", "after", "--set-web-suffix", "suffix")
-    assert {"name": "after", "web_suffix": "suffix"}.items() <= listed(server, "environment", "list")[
-        1
-    ].items()
-    server.kill()
-    server.start()
-    assert client(server, find, environment="after") == 9
-    assert [row["name"] for row in listed(server, "dict", "list", "--env", "after")] == ["d"]
-    assert "'before' not found" in refused(server, "dict", "list", "--env", "before")
-    assert server.tasks("square")
-    modal(server, "environment", "delete", "after", "--yes")
-    assert not server.tasks()
-    assert "'after' not found" in refused(server, "app", "list", "--env", "after")
-    modal(server, "environment", "create", "after")
-    for kind in ("dict", "secret", "app"):
-        assert listed(server, kind, "list", "--env", "after") == []
-    assert "can't be deleted" in refused(server, "environment", "delete", "main", "--yes")
-
-
-def test_who_am_i(local_modal: LocalModal) -> None:
-    assert "Workspace: local" in modal(local_modal, "token", "info")
-    modal(local_modal, "profile", "list")
-    assert modal(local_modal, "profile", "current").strip() == "default"
-
-
-def test_apps_containers_and_their_logs(isolated_server: LocalModal) -> None:
-    client(isolated_server, "result = f('talk').remote(2, 5)")
-    assert [entry["version"] for entry in listed(isolated_server, "app", "history", "basics")]
-    [task] = isolated_server.tasks("talk")[:1]
-    assert task["task_id"] in modal(isolated_server, "container", "list", "--json")
-    assert "000001xxxxx" in modal(isolated_server, "container", "logs", task["task_id"])
-    modal(isolated_server, "container", "stop", task["task_id"], "--yes")
-    wait_until(lambda: task["task_id"] not in [t["task_id"] for t in isolated_server.tasks()])
-    assert "000001xxxxx" in modal(isolated_server, "container", "logs", task["task_id"])
-
-
-@pytest.mark.skipif(not NEWER, reason="modal 1.5 has no `modal function`")
-def test_functions(isolated_server: LocalModal) -> None:
-    client(
-        isolated_server, "result = [f('square').remote(4), f('talk').with_options(timeout=50).remote(1, 1)]"
+def test_a_server_for_one_command(tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    plan.write_text('[{"fault": "fail", "rpc": "FunctionMap", "count": 1}]')
+    program = (
+        "import subprocess, sys, modal\n"
+        f"subprocess.run([sys.executable, '-m', 'modal', 'deploy', {str(APPS / 'basics.py')!r}], check=True)\n"
+        "assert modal.Function.from_name('basics', 'square').remote(3) == 9\n"
+        "sys.exit(7)"
     )
-    assert "square" in modal(isolated_server, "function", "info", "basics/square")
-    calls = listed(isolated_server, "function", "calls", "basics/square", "--since", "1h")
-    assert calls and calls[-1]["function_call_id"].startswith("fc-") and calls[-1]["container_id"]
-    assert len(listed(isolated_server, "function", "calls", "basics/talk", "--all-variants")) >= 1
-    assert "000000x" in modal(isolated_server, "function", "logs", "basics/talk")
-    assert len(listed(isolated_server, "function", "variants", "basics/talk")) >= 1
-    modal(isolated_server, "function", "autoscaler", "update", "basics/square", "--buffer-containers", "0")
-    settings = json.loads(
-        modal(isolated_server, "function", "autoscaler", "settings", "basics/square", "--json")
+    done = local_modal("run", "--seed", "3", "--faults", str(plan), "--", sys.executable, "-c", program)
+    assert done.returncode == 7, done.stderr
+    kept = Path(done.stderr.rpartition("--faults ")[2].strip())
+    events = [json.loads(line) for line in kept.read_text().splitlines()]
+    assert [event["event"] for event in events] == ["started", "set", "strike"] and events[0]["seed"] == 3
+
+
+def test_a_server_for_one_command_goes_with_it(tmp_path: Path) -> None:
+    """Ctrl-C is for the command, which may still need the server while it ends."""
+    program = (
+        "import os, signal, sys, time, urllib.request\n"
+        "try:\n    print(os.environ['MODAL_SERVER_URL'], flush=True); time.sleep(60)\n"
+        "except KeyboardInterrupt:\n"
+        "    import modal\n    modal.Dict.from_name('last', create_if_missing=True)['words'] = 1\n"
+        "    sys.exit(130)"
     )
-    assert settings["current_settings"]["max_containers"] == 2
-
-
-def test_logs_survive_a_killed_server(fresh_local_modal: LocalModal) -> None:
-    server = fresh_local_modal
-    deploy(server, "basics")
-    call = client(server, "call = f('talk').spawn(3, 4)\ncall.get()\nresult = call.object_id")
-    read = "result = [str(entry) for entry in modal.FunctionCall.from_id(call).logs.tail()]"
-    assert "000002xxxx" in "".join(client(server, read, call=call))
-    server.kill()
-    server.start()
-    assert "000002xxxx" in "".join(client(server, read, call=call))
-    assert "000002xxxx" in modal(server, "app", "logs", "basics")
+    with subprocess.Popen(
+        command("run", "--state-dir", str(tmp_path), "--", sys.executable, "-c", program),
+        env=environ(),
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline().startswith("http://127.0.0.1:")
+        server = json.loads((tmp_path / "server.json").read_text())["pid"]
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(30) == 130
+    wait_until(lambda: not Path(f"/proc/{server}").exists())
+    assert not (tmp_path / "server.json").exists()

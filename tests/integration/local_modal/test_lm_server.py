@@ -5,10 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import os
 import socket
-import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -22,17 +19,8 @@ from modal_proto import api_pb2 as api
 from modal_proto.api_grpc import ModalClientStub
 
 from local_modal.testing import ControlError, LocalModal, wait_until
+from tests.integration.local_modal.command_line import local_modal
 from tests.integration.local_modal.conftest import client, deploy, modal
-
-
-def local_modal(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "local_modal", *arguments],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3] / "dev")} | environ,
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
 
 
 @pytest.mark.parametrize("end", [LocalModal.stop, LocalModal.kill])
@@ -135,12 +123,6 @@ def test_env_prints_what_a_shell_needs(isolated_server: LocalModal) -> None:
 def test_env_without_a_server_says_how_to_start_one(tmp_path: Path) -> None:
     done = local_modal("env", "--state-dir", str(tmp_path))
     assert done.returncode == 1 and "serve --state-dir" in done.stderr
-
-
-@pytest.mark.parametrize("command", [[], ["serve"], ["env"], ["fault"]])
-def test_help(command: list[str]) -> None:
-    done = local_modal(*command, "--help")
-    assert done.returncode == 0 and "server" in done.stdout
 
 
 def test_faults_refuse_what_is_not_there(isolated_server: LocalModal) -> None:
