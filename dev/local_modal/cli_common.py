@@ -6,6 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
+PROGRAM = "python -m local_modal"
 STATE_DIR_VARIABLE, DEFAULT_STATE_DIR = "LOCAL_MODAL_STATE_DIR", ".modal-state"
 
 

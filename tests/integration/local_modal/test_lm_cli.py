@@ -23,10 +23,7 @@ from tests.integration.local_modal.conftest import APPS
 def test_help_says_what_it_is_for(words: list[str]) -> None:
     done = local_modal(*words, "--help")
     assert done.returncode == 0 and done.stderr == ""
-    assert ("usage: python -m local_modal" in done.stdout and "erver" in done.stdout) or words == [
-        "fault",
-        "lose",
-    ]
+    assert done.stdout.startswith("usage: python -m local_modal") and "options:" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -108,11 +105,12 @@ def test_a_server_for_one_command(tmp_path: Path) -> None:
     plan.write_text('[{"fault": "fail", "rpc": "FunctionMap", "count": 1}]')
     program = (
         "import subprocess, sys, modal\n"
-        f"subprocess.run([sys.executable, '-m', 'modal', 'deploy', {str(APPS / 'basics.py')!r}], check=True)\n"
+        "subprocess.run([sys.executable, '-m', 'modal', 'deploy', sys.argv[1]], check=True)\n"
         "assert modal.Function.from_name('basics', 'square').remote(3) == 9\n"
         "sys.exit(7)"
     )
-    done = local_modal("run", "--seed", "3", "--faults", str(plan), "--", sys.executable, "-c", program)
+    run = [sys.executable, "-c", program, str(APPS / "basics.py")]
+    done = local_modal("run", "--seed", "3", "--faults", str(plan), "--", *run)
     assert done.returncode == 7, done.stderr
     kept = Path(done.stderr.rpartition("--faults ")[2].strip())
     events = [json.loads(line) for line in kept.read_text().splitlines()]
