@@ -56,11 +56,17 @@ def function_environment(config: EnvironmentConfig, env: str, role: str) -> dict
     }
 
 
-def secret_environment(config: EnvironmentConfig) -> dict[str, str]:
-    """Return what ``create`` may overwrite in the Secret: the database URL and the user's options."""
+def secret_environment(config: EnvironmentConfig, env: str) -> dict[str, str]:
+    """Return what ``create`` may overwrite in the Secret: the database URL and the user's options.
+
+    And, although it is no secret, what a worker's own environment says: a task that wants Secrets of its own
+    gets containers with these and the environment's Secret, and without the function's variables. Modal keeps
+    those in a nameless Secret, which can't be named again. Functions of other roles overrule it.
+    """
     values = {f"AIRFLOW__{_variable(option)}": value for option, value in config.airflow.items()}
     # SQLAlchemy 2.1 reads plain "postgresql" as psycopg 3; libpq's own tools refuse a driver's name.
-    return {**values, CONNECTION: config.connection_string.replace("postgresql:", "postgresql+psycopg2:", 1)}
+    url = config.connection_string.replace("postgresql:", "postgresql+psycopg2:", 1)
+    return {**values, **function_environment(config, env, "worker"), CONNECTION: url}
 
 
 def secret_keys_environment(keys: SecretKeys) -> dict[str, str]:

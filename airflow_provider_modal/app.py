@@ -16,7 +16,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_modal import __version__, airflow_settings, deployment, names
-from airflow_provider_modal.config import CALL_MARGIN_SECONDS, EnvironmentConfig, WorkerProfile
+from airflow_provider_modal.config import EnvironmentConfig
 from airflow_provider_modal.errors import ConfigError
 from airflow_provider_modal.version_compat import airflow_version
 from airflow_provider_modal.wire import WIRE_VERSION
@@ -85,7 +85,7 @@ def build_app(config: EnvironmentConfig, env: str, *, image: modal.Image | None 
         names.SCHEDULER_RUN,
         entry.scheduler_run,
         "scheduler",
-        secrets=base_secrets(config, resources),
+        secrets=deployment.base_secrets(config, resources),
         volumes=volumes,
         cpu=1.0,
         memory=1024,
@@ -105,12 +105,13 @@ def build_app(config: EnvironmentConfig, env: str, *, image: modal.Image | None 
         scaledown_window=60,
         timeout=CONTROL_TIMEOUT,
     )
+    deployed = deployment.worker_profiles(config, resources)
     for name, profile in config.workers.items():
         register(
-            names.task_function(name),
+            deployed[name].function,
             entry.execute_task,
             "worker",
-            secrets=base_secrets(config, resources, profile),
+            secrets=deployed[name].secrets,
             volumes=volumes,
             cpu=profile.cpu,
             # A single number would be a request only: the container could grow until its host is full.
@@ -119,7 +120,7 @@ def build_app(config: EnvironmentConfig, env: str, *, image: modal.Image | None 
             min_containers=profile.min_containers or None,
             max_containers=profile.max_containers,
             scaledown_window=profile.scaledown_window,
-            timeout=task_function_timeout(config, name),
+            timeout=deployed[name].timeout,
         )
     return app
 
@@ -135,27 +136,12 @@ def describe(config: EnvironmentConfig, env: str) -> deployment.Manifest:
         modal=version("modal"),
         wire=WIRE_VERSION,
         volume_path=airflow_settings.DEFAULT_VOLUME_PATH,
-        profiles={
-            name: deployment.DeployedProfile(
-                function=names.task_function(name),
-                secrets=tuple(base_secrets(config, resources, profile)),
-                timeout=task_function_timeout(config, name),
-            )
-            for name, profile in config.workers.items()
-        },
+        profiles=deployment.worker_profiles(config, resources),
         # As it will be read back: lists where the configuration has tuples.
         settings=json.loads(json.dumps(config.to_settings())),
         airflow_options=tuple(sorted(config.airflow)),
         deployed_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
-
-
-def base_secrets(
-    config: EnvironmentConfig, resources: names.ResourceNames, profile: WorkerProfile | None = None
-) -> list[str]:
-    """Return the names of a function's Secrets: the image's, a worker profile's, and last the environment's
-    own, whose values win."""
-    return [*config.image.secrets, *(profile.secrets if profile else ()), resources.secrets]
 
 
 def scheduler_scaledown_window(interval: int) -> int:
@@ -168,11 +154,3 @@ def scheduler_scaledown_window(interval: int) -> int:
     :param interval: seconds between two runs of the schedule.
     """
     return min(max(interval // 2, 10), 120)
-
-
-def task_function_timeout(config: EnvironmentConfig, profile: str) -> int:
-    """Return Modal's limit for a task's call, in seconds: later than the worker's own, which ends it well.
-
-    Modal counts from the input's delivery, so the warm-up of a new container is part of it.
-    """
-    return math.ceil(config.task_timeout(profile)) + CALL_MARGIN_SECONDS

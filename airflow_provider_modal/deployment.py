@@ -7,11 +7,13 @@ line compare themselves with it. It holds no secret values.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_modal import names
+from airflow_provider_modal.config import CALL_MARGIN_SECONDS, EnvironmentConfig, WorkerProfile
 from airflow_provider_modal.errors import ModalflowError, NotFoundError
 
 if TYPE_CHECKING:
@@ -32,6 +34,34 @@ class DeployedProfile:
     function: str
     secrets: tuple[str, ...]
     timeout: int
+
+
+def worker_profiles(config: EnvironmentConfig, resources: names.ResourceNames) -> dict[str, DeployedProfile]:
+    """Return what a configuration's worker profiles are deployed as."""
+    return {
+        name: DeployedProfile(
+            function=names.task_function(name),
+            secrets=tuple(base_secrets(config, resources, profile)),
+            timeout=call_timeout(config.task_timeout(name)),
+        )
+        for name, profile in config.workers.items()
+    }
+
+
+def base_secrets(
+    config: EnvironmentConfig, resources: names.ResourceNames, profile: WorkerProfile | None = None
+) -> list[str]:
+    """Return the names of a function's Secrets: the image's, a worker profile's, and last the environment's
+    own, whose values win."""
+    return [*config.image.secrets, *(profile.secrets if profile else ()), resources.secrets]
+
+
+def call_timeout(task_timeout: float) -> int:
+    """Return Modal's limit for a task's call, in seconds: later than the worker's own, which ends it well.
+
+    Modal counts from the input's delivery, so the warm-up of a new container is part of it.
+    """
+    return math.ceil(task_timeout) + CALL_MARGIN_SECONDS
 
 
 @dataclass(frozen=True)

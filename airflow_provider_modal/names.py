@@ -115,6 +115,11 @@ def call_key(dispatch: str) -> str:
     return f"call:{dispatch}"
 
 
+def cancel_key(dispatch: str) -> str:
+    """Key of the state Dict: who had a dispatch's function call cancelled, and why."""
+    return f"cancel:{dispatch}"
+
+
 def claim_key(dispatch: str) -> str:
     """Key of the state Dict: which delivery of a dispatch may run it."""
     return f"claim:{dispatch}"

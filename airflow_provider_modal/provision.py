@@ -180,12 +180,9 @@ def _checked_app(config: EnvironmentConfig, env: str) -> modal.App:
 def _put_secrets(
     config: EnvironmentConfig, resources: names.ResourceNames, done: CreateSummary
 ) -> tuple[Status, str]:
-    changeable = airflow_settings.secret_environment(config)
+    changeable = airflow_settings.secret_environment(config, resources.env)
     # Workers that reach Airflow by URL get the user's options, but neither database nor keys.
-    for_workers = {
-        **{name: value for name, value in changeable.items() if name != airflow_settings.CONNECTION},
-        airflow_settings.ENV_NAME: resources.env,
-    }
+    for_workers = {name: value for name, value in changeable.items() if name != airflow_settings.CONNECTION}
     fernet_key = config.fernet_key or base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
     keys = airflow_settings.SecretKeys(
         fernet_key=fernet_key,

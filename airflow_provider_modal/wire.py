@@ -59,6 +59,8 @@ class TaskCall:
     :param timeout: seconds the supervised run may take before it is stopped.
     :param env: environment variables for the task's process.
     :param on_container_loss: what a second delivery does when the first may have started user code.
+    :param memory: MiB at which the container is killed, where the task asked for a limit of its own.
+    :param log_lines: how many last lines of the task's log the reason of a failure ends with.
     :param wakes_scheduler: the end of this task must wake a serverless scheduler.
     :param queued_at: when the executor took the workload, seconds since the epoch.
     """
@@ -72,6 +74,8 @@ class TaskCall:
     timeout: float
     env: dict[str, str] = field(default_factory=dict, repr=False)
     on_container_loss: ContainerLoss = "fail"
+    memory: int | None = None
+    log_lines: int = 0
     wakes_scheduler: bool = True
     queued_at: float = field(default_factory=time.time)
 

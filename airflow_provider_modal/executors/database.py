@@ -7,6 +7,7 @@ the scheduler's thread, a few milliseconds each; the session is committed or rol
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Literal
 
@@ -24,9 +25,15 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
     from sqlalchemy.sql import ColumnElement
 
-REQUEUED_EVENT = "modal dispatch lost"
+LOST_EVENT = "modal dispatch lost"
 """Event in Airflow's log table, one per repetition; they are counted there because schedulers come and go."""
+RETURNED_EVENT = "modal dispatch returned"
+"""A dispatch that Modal never took: the same, but nothing was lost, so nothing is counted."""
 MOST_REQUEUES = 3
+CANCELLED_EVENT = "modal call cancelled"
+"""A function call is being cancelled; the text begins with the external executor id and a colon."""
+ENDED_EVENT = "modal call ended"
+"""The cancelled call is over; the same text."""
 
 Settlement = Literal["requeued", "exhausted", "running", "over"]
 """What ``settle`` found. ``requeued``: it waits for the scheduler again. ``exhausted``: it was queued again
@@ -52,7 +59,7 @@ def fresh(job_id: int | str | None, seconds: float) -> set[TaskInstanceKey]:
         return {TaskInstanceKey(*row) for row in session.execute(statement)}
 
 
-def settle(key: TaskInstanceKey, dispatch: str, why: str) -> Settlement:
+def settle(key: TaskInstanceKey, dispatch: str, why: str, *, lost: bool = True) -> Settlement:
     """Hand a dispatch that nobody will run back to the scheduler, if Airflow still waits for it.
 
     The task instance goes from ``queued`` to ``scheduled``, as Airflow does with tasks stuck in ``queued``:
@@ -60,6 +67,8 @@ def settle(key: TaskInstanceKey, dispatch: str, why: str) -> Settlement:
     compare-and-set lets only one of the two run.
 
     :param why: for Airflow's event log.
+    :param lost: Modal had it, and lost it: that must not go on for ever. What Modal refused to take is queued
+        again for as long as it does.
     """
     with create_session() as session:
         row = session.execute(
@@ -78,7 +87,7 @@ def settle(key: TaskInstanceKey, dispatch: str, why: str) -> Settlement:
             return "running"
         if state != TaskInstanceState.QUEUED:
             return "over"
-        if _requeues(session, key) >= MOST_REQUEUES:
+        if lost and _losses(session, key) >= MOST_REQUEUES:
             return "exhausted"
         session.execute(
             update(TaskInstance)
@@ -92,8 +101,58 @@ def settle(key: TaskInstanceKey, dispatch: str, why: str) -> Settlement:
             )
             .execution_options(synchronize_session=False)
         )
-        session.add(Log(event=REQUEUED_EVENT, task_instance=key, extra=f"queued again: {why}"))
+        event = LOST_EVENT if lost else RETURNED_EVENT
+        session.add(Log(event=event, task_instance=key, extra=f"queued again: {why}"))
         return "requeued"
+
+
+@dataclass(frozen=True)
+class Cancellation:
+    """A function call that somebody began to cancel.
+
+    :param at: when, in seconds since the epoch.
+    """
+
+    key: TaskInstanceKey
+    dispatch: str
+    call_id: str | None
+    at: float
+
+
+def open_cancellations(seconds: float) -> list[Cancellation]:
+    """Return the cancellations of the last ``seconds`` whose end nobody has noted, oldest first."""
+    since = datetime.now(timezone.utc) - timedelta(seconds=seconds)
+    statement = (
+        select(
+            Log.event,
+            Log.extra,
+            Log.dttm,
+            Log.dag_id,
+            Log.task_id,
+            Log.run_id,
+            Log.try_number,
+            Log.map_index,
+        )
+        .where(Log.event.in_((CANCELLED_EVENT, ENDED_EVENT)), Log.dttm > since)
+        .order_by(Log.dttm)
+    )
+    found: dict[str, Cancellation] = {}
+    with create_session() as session:
+        for event, extra, at, *key in session.execute(statement):
+            dispatch, call_id = parse_external_executor_id((extra or "").partition(":")[0])
+            if dispatch is None:
+                continue
+            if event == CANCELLED_EVENT:
+                found[dispatch] = Cancellation(TaskInstanceKey(*key), dispatch, call_id, at.timestamp())
+            else:
+                found.pop(dispatch, None)
+    return list(found.values())
+
+
+def write_events(events: Sequence[tuple[str, TaskInstanceKey, str]]) -> None:
+    """Add events to Airflow's log table: (event, task instance, text)."""
+    with create_session() as session:
+        session.add_all([Log(event=event, task_instance=key, extra=extra) for event, key, extra in events])
 
 
 def load_signs(tis: Sequence[TaskInstance]) -> None:
@@ -131,13 +190,13 @@ def _is(key: TaskInstanceKey) -> ColumnElement[bool]:
     )
 
 
-def _requeues(session: Session, key: TaskInstanceKey) -> int:
+def _losses(session: Session, key: TaskInstanceKey) -> int:
     return (
         session.scalar(
             select(func.count())
             .select_from(Log)
             .where(
-                Log.event == REQUEUED_EVENT,
+                Log.event == LOST_EVENT,
                 Log.dag_id == key.dag_id,
                 Log.task_id == key.task_id,
                 Log.run_id == key.run_id,

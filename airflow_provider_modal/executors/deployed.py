@@ -9,16 +9,19 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 
-from airflow_provider_modal import airflow_settings, names
+from airflow_provider_modal import airflow_settings, deployment, names
 from airflow_provider_modal.config import EnvironmentConfig
 from airflow_provider_modal.errors import ConfigError, ModalflowError, UnreachableError
+from airflow_provider_modal.executors.function_options import FunctionOptions
 from airflow_provider_modal.executors.options import SECTION, Options
+from airflow_provider_modal.executors.task_options import TaskOptions
 from airflow_provider_modal.wire import WIRE_VERSION
 
 
 class Deployed:
-    """An environment and the time limits of its worker profiles.
+    """An environment and its worker profiles.
 
     The profiles are replaced as a whole, so one thread may read them while another learns them.
     """
@@ -28,8 +31,9 @@ class Deployed:
         self.problem: str | None = None
         """Why tasks can't be sent there, for the user; None while the manifest is only not read yet."""
         self._timeouts: Mapping[str, float] | None = None
+        self._profiles: Mapping[str, deployment.DeployedProfile] = {}
         if config is not None:
-            self._learn(config)
+            self._learn(config, deployment.worker_profiles(config, resources))
 
     @classmethod
     def find(cls, options: Options, environ: Mapping[str, str] = os.environ) -> Deployed:
@@ -58,7 +62,6 @@ class Deployed:
         :raises UnreachableError: Modal did not answer.
         :raises ModalflowError: there is no deployment, or not one of this release; ``problem`` says it too.
         """
-        from airflow_provider_modal import deployment
         from airflow_provider_modal.volume.files import VolumeFiles
 
         try:
@@ -68,7 +71,7 @@ class Deployed:
                     f"environment {self.resources.env!r} was deployed by release {manifest.package} of this "
                     "package, which speaks another version of the wire format; redeploy: modalflow create"
                 )
-            self._learn(EnvironmentConfig.from_settings(manifest.settings))
+            self._learn(EnvironmentConfig.from_settings(manifest.settings), manifest.profiles)
         except UnreachableError:
             raise
         except ModalflowError as error:
@@ -101,6 +104,26 @@ class Deployed:
         """
         return (self._timeouts or {})[profile]
 
-    def _learn(self, config: EnvironmentConfig) -> None:
+    def function(self, profile: str, options: TaskOptions) -> tuple[str, FunctionOptions]:
+        """Return the name of the function that runs tasks of ``profile``, and what of it a task wants
+        otherwise.
+
+        :raises KeyError: the profile is not known; ``check`` says so in words.
+        """
+        deployed = self._profiles[profile]
+        wanted = options.function
+        if wanted.secrets:
+            # Before the environment's own, whose values win.
+            *base, own = deployed.secrets
+            wanted = replace(wanted, secrets=(*base, *wanted.secrets, own))
+        timeout = deployment.call_timeout(options.timeout or 0)
+        if timeout > deployed.timeout:
+            # Only then: other containers than the profile's start cold.
+            wanted = replace(wanted, timeout=timeout)
+        return deployed.function, wanted
+
+    def _learn(self, config: EnvironmentConfig, profiles: Mapping[str, deployment.DeployedProfile]) -> None:
+        # What says that they are known comes last.
+        self._profiles = profiles
         self._timeouts = {profile: config.task_timeout(profile) for profile in config.workers}
         self.problem = None

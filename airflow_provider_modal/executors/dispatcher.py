@@ -18,7 +18,9 @@ from typing import Any
 
 from airflow_provider_modal import wire
 from airflow_provider_modal.executors import reports
+from airflow_provider_modal.executors.cancelling import Cancelling
 from airflow_provider_modal.executors.deployed import Deployed
+from airflow_provider_modal.executors.function_options import FunctionOptions
 from airflow_provider_modal.executors.gateway import Gateway
 from airflow_provider_modal.executors.options import Options
 from airflow_provider_modal.executors.outage import Outage
@@ -29,9 +31,6 @@ from airflow_provider_modal.executors.threads import on_daemon_thread
 log = logging.getLogger(__name__)
 
 QUESTIONS_AT_ONCE = 16
-CANCEL_ATTEMPTS = 5
-CANCEL_GRACE = 40.0
-"""Seconds that a cancelled call may take to end (the worker's own grace is 30) before its container is."""
 LET_GO = 2.0
 """Seconds that the SDK gets to let go of calls that are no longer wanted."""
 THREAD_END = 5.0
@@ -43,12 +42,14 @@ class Submission:
     """An order to start a function call.
 
     :param function: name of the function in the environment's App.
-    :param until: when to give up, by the monotonic clock.
+    :param patience: for how many seconds to repeat it when Modal does not answer.
+    :param options: what of the function this task wants otherwise.
     """
 
     call: wire.TaskCall
     function: str
-    until: float
+    patience: float
+    options: FunctionOptions = field(default_factory=FunctionOptions)
 
 
 @dataclass
@@ -56,6 +57,8 @@ class _Progress:
     """A submission under way."""
 
     revoked: asyncio.Event = field(default_factory=asyncio.Event)
+    why: str = ""
+    """Why it was revoked."""
     pausing: bool = False
     """It failed in passing and waits for its next attempt."""
     doubtful: bool = False
@@ -81,7 +84,7 @@ class Dispatcher:
         # What follows belongs to the loop's thread.
         self._tasks: set[asyncio.Task[None]] = set()
         self._progress: dict[str, _Progress] = {}
-        self._cancelling: set[str] = set()
+        self._cancelling = Cancelling(gateway, self._report)
         self._listening: set[str] = set()
         self._ending: asyncio.Event
         self._outage: Outage
@@ -118,9 +121,19 @@ class Dispatcher:
         """
         self._post(lambda: self._begin(self._ask(dispatch, call_id, modal)))
 
-    def cancel(self, dispatch: str, call_id: str | None) -> None:
-        """Make sure that a dispatch doesn't run (any more); reports nothing."""
-        self._post(lambda: self._cancel(dispatch, call_id))
+    def cancel(self, dispatch: str, call_id: str | None, why: str) -> None:
+        """Make sure that a dispatch doesn't run (any more); reports ``Cancelled`` once its call is over.
+
+        :param why: for the task's log.
+        """
+        self._post(lambda: self._cancel(dispatch, call_id, why))
+
+    def finish_cancel(self, dispatch: str, call_id: str | None, seconds: float) -> None:
+        """Do the second step of a cancellation that another scheduler began; reports ``Cancelled``.
+
+        :param seconds: what is left of the call's grace.
+        """
+        self._post(lambda: self._begin(self._cancelling.finish(dispatch, call_id, seconds)))
 
     def drain(self) -> list[reports.Report]:
         """Take all reports made so far, oldest first."""
@@ -196,7 +209,7 @@ class Dispatcher:
 
     async def _flush(self, seconds: float) -> None:
         ends = time.monotonic() + seconds
-        while (self._progress or self._cancelling) and time.monotonic() < ends:
+        while (self._progress or self._cancelling.urgent) and time.monotonic() < ends:
             for progress in self._progress.values():
                 if progress.pausing:
                     progress.revoked.set()
@@ -225,9 +238,9 @@ class Dispatcher:
             if call_id is None:
                 return
             if progress.revoked.is_set():
-                self._begin(self._end_call(dispatch, call_id))
-                return
-            self._report(reports.Submitted(dispatch, call_id, doubtful=progress.doubtful))
+                self._begin(self._cancelling.end(dispatch, call_id, progress.why))
+            else:
+                self._report(reports.Submitted(dispatch, call_id, doubtful=progress.doubtful))
             try:
                 await self._gateway.note_call(dispatch, call_id)
             except Exception as error:
@@ -243,6 +256,9 @@ class Dispatcher:
     async def _spawned(self, submission: Submission, progress: _Progress) -> str | None:
         """Start the function call and return its id; None when it was revoked or reported as impossible.
 
+        A Modal that takes no more is waited for, one that does not answer only for so long: the task stays
+        queued meanwhile.
+
         A deadline can pass although Modal has started the call: its answer was late or lost. Repeating is
         safe all the same, because the repetition carries the same dispatch: of two calls of one dispatch
         the worker's claim, and behind it Airflow's own compare-and-set, lets one run.
@@ -250,13 +266,15 @@ class Dispatcher:
         dispatch = submission.call.dispatch
         message = submission.call.to_wire()
         attempt = 0
+        until = time.monotonic() + submission.patience
         while True:
             async with self._submit_slots:
                 if progress.revoked.is_set():
+                    self._report(reports.Cancelled(dispatch))
                     return None
                 attempt += 1
                 try:
-                    call_id = await self._gateway.spawn(submission.function, message)
+                    call_id = await self._gateway.spawn(submission.function, message, submission.options)
                     self._outage.answered()
                     return call_id
                 except Exception as error:
@@ -265,8 +283,9 @@ class Dispatcher:
                     if verdict.retry:
                         self._outage.failed(f"tasks can't be handed to Modal: {verdict.reason}")
             delay = backoff(attempt, verdict.wait)
-            left = submission.until - time.monotonic()
-            if not verdict.retry or left < delay:
+            if verdict.pressure:
+                until = time.monotonic() + delay + submission.patience
+            if not verdict.retry or until - time.monotonic() < delay:
                 given_up = f"; given up after {attempt} attempts, see [modal] submit_deadline; clear the task"
                 self._report(
                     reports.NotSubmitted(dispatch, verdict.reason + (given_up if verdict.retry else ""))
@@ -336,55 +355,11 @@ class Dispatcher:
                 )
                 self._report(reports.Unanswered(dispatch))
 
-    def _cancel(self, dispatch: str, call_id: str | None) -> None:
+    def _cancel(self, dispatch: str, call_id: str | None, why: str) -> None:
         progress = self._progress.get(dispatch)
         if progress is not None:
             # Before the call it ends there; during the call it is cancelled once its id is known.
+            progress.why = why
             progress.revoked.set()
         if progress is None or call_id is not None:
-            self._begin(self._end_call(dispatch, call_id))
-
-    async def _end_call(self, dispatch: str, call_id: str | None) -> None:
-        """Cancel a function call; if it is still there after a grace, end its container.
-
-        The second step is needed because Modal's runtime loses a cancellation that arrives while an input
-        is being started.
-        """
-        self._cancelling.add(dispatch)
-        try:
-            call_id = await self._cancelled(dispatch, call_id)
-        finally:
-            self._cancelling.discard(dispatch)
-        if call_id is None:
-            return
-        await asyncio.sleep(CANCEL_GRACE)
-        try:
-            if not (await self._gateway.state_of(call_id)).over:
-                await self._gateway.cancel(call_id, terminate=True)
-        except Exception as error:
-            log.warning(
-                "can't tell whether function call %s ended after its cancellation: %s", call_id, error
-            )
-
-    async def _cancelled(self, dispatch: str, call_id: str | None) -> str | None:
-        """Cancel a function call and return its id; None if it is not known or can't be cancelled."""
-        for attempt in range(1, CANCEL_ATTEMPTS + 1):
-            try:
-                call_id = call_id or await self._gateway.noted_call(dispatch)
-                if call_id is not None:
-                    await self._gateway.cancel(call_id)
-                return call_id
-            except Exception as error:
-                verdict = classify(error, self._gateway.resources)
-                log.warning(
-                    "function call %s of dispatch %s is not cancelled (attempt %d of %d): %s",
-                    call_id,
-                    dispatch,
-                    attempt,
-                    CANCEL_ATTEMPTS,
-                    verdict.reason,
-                )
-                if not verdict.retry:
-                    break
-                await asyncio.sleep(backoff(attempt, verdict.wait))
-        return None
+            self._begin(self._cancelling.end(dispatch, call_id, why))

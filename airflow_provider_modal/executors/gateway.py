@@ -13,9 +13,11 @@ import logging
 import queue
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from airflow_provider_modal import names, wire
+from airflow_provider_modal.errors import ConfigError
+from airflow_provider_modal.executors.function_options import FunctionOptions
 
 if TYPE_CHECKING:
     import modal
@@ -23,11 +25,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+_Variant: TypeAlias = tuple[str, FunctionOptions]
 
 POLL_SECONDS = 20.0
 """How long one question for events waits on Modal's side."""
 POLL_EVENTS = 500
 """How many events one answer may hold."""
+MOST_VARIANTS = 256
+"""How many functions, and variants of them with options, are kept looked up."""
 CONNECT_PATIENCE = 1.0
 """Seconds that a connection being made at the end may take."""
 
@@ -57,32 +62,61 @@ class Gateway:
     def __init__(self, resources: names.ResourceNames, rpc_timeout: float) -> None:
         self.resources = resources
         self._rpc_timeout = rpc_timeout
-        self._functions: dict[str, modal.Function] = {}
+        self._functions: dict[_Variant, asyncio.Task[modal.Function[Any, Any, Any]]] = {}
         self._handles: tuple[modal.Dict, modal.Queue] | None = None
         self._connecting: asyncio.Task[None] | None = None
 
-    async def spawn(self, function: str, message: dict[str, Any]) -> str:
+    async def spawn(
+        self, function: str, message: dict[str, Any], options: FunctionOptions | None = None
+    ) -> str:
         """Start a function call and return its id.
 
+        :param options: what of the function is to be otherwise.
+        :raises ConfigError: Modal refuses these options.
         :raises Exception: see ``submit_errors``; after a deadline the call may have started all the same.
         """
-        import modal
+        from modal import exception
 
-        handle = self._functions.get(function)
-        if handle is None:
-            handle = self._functions[function] = modal.Function.from_name(self.resources.app, function)
+        variant = (function, options or FunctionOptions())
+        was_known = variant in self._functions
         try:
-            call = await self._in_time(lambda: handle.spawn.aio(message))
-        except Exception:
+            return await self._in_time(lambda: self._spawn(variant, message))
+        except exception.NotFoundError:
             # A handle keeps the id that it once looked up, which a new deployment may have replaced.
-            self._functions.pop(function, None)
-            raise
+            self._functions.pop(variant, None)
+            if not was_known:
+                raise
+            return await self._in_time(lambda: self._spawn(variant, message))
+
+    async def _spawn(self, variant: _Variant, message: dict[str, Any]) -> str:
+        function = await self._function(variant)
+        call = await function.spawn.aio(message)
         return str(call.object_id)
+
+    async def _function(self, variant: _Variant) -> modal.Function[Any, Any, Any]:
+        """Return a handle, looked up once for all tasks that want the same.
+
+        Shielded from their deadlines, as connecting is.
+        """
+        looking = self._functions.pop(variant, None)
+        if looking is None or _has_failed(looking):
+            looking = asyncio.get_running_loop().create_task(_look_up(self.resources, *variant))
+            looking.add_done_callback(_has_failed)
+        # Last again: the ones that nobody asked for lately are dropped.
+        self._functions[variant] = looking
+        while len(self._functions) > MOST_VARIANTS:
+            del self._functions[next(iter(self._functions))]
+        return await asyncio.shield(looking)
 
     async def note_call(self, dispatch: str, call_id: str) -> None:
         """Note which call runs a dispatch, for a scheduler that finds only the dispatch in the database."""
         state, _ = self._objects()
         await self._in_time(lambda: state.put.aio(names.call_key(dispatch), call_id))
+
+    async def note_cancel(self, dispatch: str, why: str) -> None:
+        """Note who has a dispatch's function call cancelled, for the worker that is to end."""
+        state, _ = self._objects()
+        await self._in_time(lambda: state.put.aio(names.cancel_key(dispatch), why))
 
     async def noted_call(self, dispatch: str) -> str | None:
         """Return the id that ``note_call`` left."""
@@ -171,6 +205,29 @@ async def _open_client() -> None:
 
 def _has_failed(task: asyncio.Task[None]) -> bool:
     return task.done() and (task.cancelled() or task.exception() is not None)
+
+
+async def _look_up(
+    resources: names.ResourceNames, name: str, options: FunctionOptions
+) -> modal.Function[Any, Any, Any]:
+    import modal
+    from modal import exception
+
+    function: modal.Function[Any, Any, Any] = modal.Function.from_name(resources.app, name)
+    # By itself: what is not found from here on is not the deployment.
+    await function.hydrate.aio()
+    if not options:
+        return function
+    secrets = [modal.Secret.from_name(secret) for secret in options.secrets]
+    try:
+        function = function.with_options(**options.arguments(), secrets=secrets or None)
+        await function.hydrate.aio()
+    except (exception.NotFoundError, exception.InvalidError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"Modal refuses what the task asks for ({options}): {error}; change the task's "
+            "executor_config['modal']"
+        ) from error
+    return function
 
 
 async def _state_of(call_id: str) -> CallState:

@@ -22,14 +22,14 @@ from airflow.utils.state import TaskInstanceState
 
 from airflow_provider_modal import names, wire
 from airflow_provider_modal.errors import ModalflowError
-from airflow_provider_modal.executors import reports
+from airflow_provider_modal.executors import reports, task_options
+from airflow_provider_modal.executors.cancellations import Cancellations
 from airflow_provider_modal.executors.deployed import Deployed
 from airflow_provider_modal.executors.dispatcher import Dispatcher, Submission
 from airflow_provider_modal.executors.gateway import Gateway
 from airflow_provider_modal.executors.ledger import Flight, Ledger
 from airflow_provider_modal.executors.options import Options
 from airflow_provider_modal.executors.task_call import task_call
-from airflow_provider_modal.executors.task_options import check_executor_config, profile_of_queue
 
 if TYPE_CHECKING:
     from airflow.cli.cli_config import GroupCommand
@@ -69,6 +69,8 @@ class ModalExecutor(BaseExecutor):
         self._partition = ""
         self._listening = False
         self._next_look = 0.0
+        self._cancellations = Cancellations()
+        self._look_for_cancellations = False
 
     # The scheduler's life cycle.
 
@@ -90,6 +92,7 @@ class ModalExecutor(BaseExecutor):
         self._dispatcher.start()
         if not self._deployed.known:
             self._dispatcher.learn(self._deployed)
+        self._look_for_cancellations = True
 
     def _make_dispatcher(self, deployed: Deployed, options: Options) -> Dispatcher:
         return Dispatcher(Gateway(deployed.resources, options.rpc_timeout), options)
@@ -110,6 +113,7 @@ class ModalExecutor(BaseExecutor):
         if self._dispatcher is not None:
             self._dispatcher.stop(flush)
             self._apply(self._dispatcher.drain())
+            self._cancellations.write()
 
     # For a bounded scheduler.
 
@@ -141,7 +145,7 @@ class ModalExecutor(BaseExecutor):
             self._refuse(workload)
             return
         try:
-            check_executor_config(getattr(workload.ti, "executor_config", None))
+            task_options.read(workload.ti.executor_config)
             if self._deployed is not None:
                 self._deployed.check(self._profile(workload))
         except ModalflowError as error:
@@ -187,18 +191,20 @@ class ModalExecutor(BaseExecutor):
         assert self._options is not None and self._deployed is not None
         profile = self._profile(workload)
         self._deployed.check(profile)
+        options = task_options.read(workload.ti.executor_config)
+        function, function_options = self._deployed.function(profile, options)
         call = task_call(
             workload,
+            options,
             partition=self._partition,
             timeout=self._deployed.timeout(profile),
             wakes_scheduler=self._options.serverless,
         )
-        until = time.monotonic() + self._options.submit_deadline
-        return Submission(call, names.task_function(profile), until)
+        return Submission(call, function, self._options.submit_deadline, function_options)
 
     def _profile(self, workload: workloads.ExecuteTask) -> str:
         default_queue = conf.get("operators", "default_queue", fallback=names.DEFAULT_PROFILE)
-        return profile_of_queue(getattr(workload.ti, "queue", None), default_queue)
+        return task_options.profile_of_queue(getattr(workload.ti, "queue", None), default_queue)
 
     # What became of them.
 
@@ -212,11 +218,18 @@ class ModalExecutor(BaseExecutor):
             # of its dispatch would be foreign.
             self._dispatcher.listen(self._partition)
             self._listening = True
+        if self._look_for_cancellations:
+            self._look_for_cancellations = False
+            self._cancellations.take_over(self._dispatcher)
         self._apply(self._dispatcher.drain())
+        self._cancellations.write()
         self._look_for_silent()
 
     def _apply(self, news: Sequence[reports.Report]) -> None:
         for report in news:
+            if isinstance(report, reports.Cancelled):
+                self._cancellations.over(report.dispatch)
+                continue
             flight = self.ledger.current(report.dispatch)
             if flight is None:
                 if isinstance(report, reports.Ended):
@@ -246,7 +259,7 @@ class ModalExecutor(BaseExecutor):
         elif isinstance(report, reports.Ended):
             self._ended(flight, report)
         elif isinstance(report, reports.Unknown):
-            self._settle(flight, report.reason)
+            self._settle(flight, report.reason, lost=report.lost)
         else:
             flight.question = False
             flight.last_sign = time.time()
@@ -264,11 +277,11 @@ class ModalExecutor(BaseExecutor):
         else:
             self._settle(flight, "its function call found it taken back by Airflow")
 
-    def _settle(self, flight: Flight, why: str) -> None:
+    def _settle(self, flight: Flight, why: str, *, lost: bool = True) -> None:
         """Nobody runs this dispatch (any more): let the scheduler queue it again if it still waits for it."""
         from airflow_provider_modal.executors import database
 
-        settlement = database.settle(flight.key, flight.dispatch, why)
+        settlement = database.settle(flight.key, flight.dispatch, why, lost=lost)
         self.log.info("dispatch %s of %s: %s; %s", flight.dispatch, flight.key, why, settlement)
         if settlement == "exhausted":
             self._finish(
@@ -295,7 +308,8 @@ class ModalExecutor(BaseExecutor):
         if flight is not None and self._dispatcher is not None:
             # Ended by somebody else (no heartbeats): what may be left of it must not go on.
             self.ledger.close(key)
-            self._dispatcher.cancel(flight.dispatch, flight.call_id)
+            why = f"Airflow had given the task up as {getattr(state, 'value', state)}"
+            self._cancellations.begin(self._dispatcher, key, flight.dispatch, flight.call_id, why)
         super().change_state(key, state, info, remove_running)
 
     # Silence.
@@ -343,6 +357,8 @@ class ModalExecutor(BaseExecutor):
 
         if self._dispatcher is None or self._options is None:
             return tis
+        # Not here: a session of ours would take the task instances out of Airflow's.
+        self._look_for_cancellations = True
         database.load_signs(tis)
         left = []
         now = time.time()
@@ -372,12 +388,12 @@ class ModalExecutor(BaseExecutor):
         flight = self.ledger.close(ti.key)
         if self._dispatcher is None:
             return
-        if flight is not None:
-            self._dispatcher.cancel(flight.dispatch, flight.call_id)
-            return
         dispatch, call_id = wire.parse_external_executor_id(ti.external_executor_id)
+        if flight is not None:
+            dispatch, call_id = flight.dispatch, flight.call_id
         if dispatch is not None:
-            self._dispatcher.cancel(dispatch, call_id)
+            why = "Airflow's scheduler took the task back, which had been queued for too long"
+            self._cancellations.begin(self._dispatcher, ti.key, dispatch, call_id, why)
 
     # For users.
 

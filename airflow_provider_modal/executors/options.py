@@ -29,7 +29,7 @@ class Options:
     :param serverless: the scheduler is a function of the environment, and task ends wake it.
     :param rpc_timeout: how long a single call to Modal may take.
     :param submit_concurrency: how many task calls are handed over at the same time.
-    :param submit_deadline: how long handing over a task call is repeated.
+    :param submit_deadline: how long handing over a task call is repeated while Modal does not answer.
     :param end_timeout: how long a stopping scheduler waits for calls that are being handed over.
     :param silent_after: after how long without any sign of a dispatch Modal is asked about it.
     """

@@ -26,7 +26,7 @@ async def answers(
     if call_id is None:
         call_id = await gateway.noted_call(dispatch)
         if call_id is None:
-            return [reports.Unknown(dispatch, "it never reached Modal")]
+            return [reports.Unknown(dispatch, "it never reached Modal", lost=False)]
         found.append(reports.Submitted(dispatch, call_id))
     if not ask_modal:
         return [*found, reports.Alive(dispatch)]

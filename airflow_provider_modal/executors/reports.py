@@ -50,11 +50,21 @@ class Alive(Report):
 
 @dataclass(frozen=True)
 class Unknown(Report):
-    """Asked for: Modal has no such call, or none was ever noted for this dispatch."""
+    """Asked for: Modal has no such call, or none was ever noted for this dispatch.
+
+    :param lost: Modal had taken a function call. Otherwise Modal refused it, or was never asked, until the
+        scheduler ended: that says nothing about the task.
+    """
 
     reason: str
+    lost: bool = True
 
 
 @dataclass(frozen=True)
 class Unanswered(Report):
     """Asked for, but Modal did not answer; to be asked again later."""
+
+
+@dataclass(frozen=True)
+class Cancelled(Report):
+    """A function call that was to be cancelled is over; nothing is left to do about it."""

@@ -29,12 +29,14 @@ class Verdict:
     :param reason: what happened and what to do, for the user.
     :param wait: seconds that the server asked for before the next attempt.
     :param ambiguous: the call may have had its effect, only the answer is missing.
+    :param pressure: Modal answered, and takes no more at the moment: waiting is all there is to do.
     """
 
     retry: bool
     reason: str
     wait: float | None = None
     ambiguous: bool = False
+    pressure: bool = False
 
 
 def classify(error: Exception, resources: ResourceNames) -> Verdict:
@@ -65,15 +67,15 @@ def classify(error: Exception, resources: ResourceNames) -> Verdict:
             True,
             f"Modal is at a limit of the workspace ({text}); lower parallelism or raise the limit",
             _server_hint(error),
+            pressure=True,
         )
+    if "input queue seems to be full" in text:
+        # A bare Exception in the SDK: the function has as many inputs waiting as Modal keeps.
+        return Verdict(True, f"the function's backlog at Modal is full ({text})", pressure=True)
     # InternalFailure and ClientClosed say that the SDK's side of a connection broke; a new attempt makes
-    # a new one. The bare Exception is what the SDK raises when a function's backlog is full.
-    if (
-        isinstance(
-            error,
-            (*modal_errors.passing_errors(), exception.InternalFailure, exception.ClientClosed, OSError),
-        )
-        or "input queue seems to be full" in text
+    # a new one.
+    if isinstance(
+        error, (*modal_errors.passing_errors(), exception.InternalFailure, exception.ClientClosed, OSError)
     ):
         # Refused and not connected are the only failures that are sure to come before any effect.
         ambiguous = not isinstance(error, exception.ConnectionError | ConnectionRefusedError)

@@ -6,15 +6,20 @@ import uuid
 from typing import TYPE_CHECKING
 
 from airflow_provider_modal import wire
+from airflow_provider_modal.executors.task_options import TaskOptions
 
 if TYPE_CHECKING:
     from airflow.executors.workloads import ExecuteTask
 
 
 def task_call(
-    workload: ExecuteTask, *, partition: str, timeout: float, wakes_scheduler: bool
+    workload: ExecuteTask, options: TaskOptions, *, partition: str, timeout: float, wakes_scheduler: bool
 ) -> wire.TaskCall:
-    """Return the message for ``execute_task``; the parameters are those of :class:`wire.TaskCall`."""
+    """Return the message for ``execute_task``.
+
+    :param options: what the task wants; the other parameters are those of :class:`wire.TaskCall`.
+    :param timeout: the worker profile's, for a task that has none of its own.
+    """
     key = workload.ti.key
     return wire.TaskCall(
         dispatch=dispatch_of(workload),
@@ -23,7 +28,11 @@ def task_call(
         workload=workload.model_dump_json(),
         log_path=workload.log_path,
         partition=partition,
-        timeout=timeout,
+        timeout=options.timeout or timeout,
+        env=dict(options.env),
+        on_container_loss=options.on_container_loss,
+        memory=options.function.memory[1] if options.function.memory else None,
+        log_lines=options.log_lines,
         wakes_scheduler=wakes_scheduler,
     )
 

@@ -11,7 +11,7 @@ import logging
 from datetime import datetime, timezone
 from pathlib import Path
 
-from airflow_provider_modal.log import segments
+from airflow_provider_modal.log import segments, tail
 from airflow_provider_modal.log.shipper import LogShipper, Writer
 from airflow_provider_modal.volume.paths import below
 
@@ -69,6 +69,10 @@ class TaskLog:
                 file.write(json.dumps(record).encode() + b"\n")
         except OSError as error:
             log.warning("could not write to the task's log %s: %s", self._local, error)
+
+    def last_lines(self) -> list[str]:
+        """Return the last lines of what is on local disk, as text for people."""
+        return tail.of_file(self._local)
 
     def end(self) -> None:
         """Have the rest shipped, and wait a moment for it."""

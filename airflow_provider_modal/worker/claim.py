@@ -39,6 +39,7 @@ from airflow_provider_modal.worker.patience import DEADLINE, GaveUpError, patien
 
 log = logging.getLogger(__name__)
 
+RERUN = "executor_config={'modal': {'on_container_loss': 'rerun'}}"
 MAX_DELIVERIES = 3
 """How often a dispatch whose containers keep dying is run with ``on_container_loss: rerun``."""
 BEAT_SECONDS = 5.0
@@ -89,7 +90,8 @@ def decide(call: wire.TaskCall, own: wire.Claim, found: wire.Claim | None) -> Ve
     if found.phase == "claimed":
         return Verdict(True, ours)
     lost = (
-        f"container {found.container}, which ran this task, was lost (crashed, preempted or stopped by Modal)"
+        f"container {found.container}, which ran this task, was lost (crashed, preempted, out of memory or "
+        "stopped by Modal)"
     )
     if call.on_container_loss != "rerun":
         return Verdict(
@@ -97,7 +99,7 @@ def decide(call: wire.TaskCall, own: wire.Claim, found: wire.Claim | None) -> Ve
             ours,
             found.container,
             f"{lost}; user code may have run, so it was not started again. If the task can run twice, give "
-            "it retries",
+            f"it retries or {RERUN}",
         )
     if found.deliveries >= MAX_DELIVERIES:
         return Verdict(

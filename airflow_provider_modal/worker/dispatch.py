@@ -22,6 +22,7 @@ from airflow_provider_modal import airflow_settings, names, version_compat, wire
 from airflow_provider_modal.container import identity
 from airflow_provider_modal.container.zygote import Outcome, Zygote
 from airflow_provider_modal.errors import ModalflowError
+from airflow_provider_modal.log import tail
 from airflow_provider_modal.log.task_log import TaskLog
 from airflow_provider_modal.volume import dag_versions
 from airflow_provider_modal.volume.files import VolumeFiles
@@ -56,7 +57,7 @@ def execute(zygote: Zygote, call: Mapping[str, Any]) -> dict[str, Any]:
         completion = _Run(container, zygote, task_call, cancelled).to_end()
     if cancelled.preempted:
         raise KeyboardInterrupt
-    if completion.reason == _CANCELLED:
+    if completion.outcome == "failed" and str(completion.reason).startswith(_CANCELLED):
         from modal.exception import InputCancellation
 
         raise InputCancellation(completion.reason)
@@ -138,6 +139,8 @@ class _Run:
         self.call = call
         self.cancelled = cancelled
         self.started_at = time.time()
+        self.supervised = False
+        """The task's supervisor was started here."""
         self.log = TaskLog(
             container.files,
             airflow_settings.log_folder(),
@@ -180,6 +183,8 @@ class _Run:
             outcome, reason = "failed", f"the worker failed: {type(error).__name__}: {error}"
         finally:
             self.cancelled.interruptible = False
+        if outcome == "failed" and reason is not None and self.call.log_lines:
+            reason = tail.with_tail(reason, self._last_lines(), self.call.log_lines)
         return wire.Completion(
             dispatch=self.call.dispatch,
             key=self.call.key,
@@ -209,11 +214,12 @@ class _Run:
         env = {**self.call.env, **self._dag_version()}
         self.zygote.ready()
         if self.cancelled.requested:
-            return "failed", _CANCELLED
+            return "failed", self._cancelled()
         # From here on an interruption would leave a task behind that nobody stops and reports.
         self.cancelled.interruptible = False
         oom_kills = memory.oom_kills()
         with claim.started(self.container.state, self.call, verdict.claim):
+            self.supervised = True
             child = self.zygote.spawn(
                 f"{version_compat.adapter('airflow_provider_modal.worker')}:supervise",
                 {"workload": self.call.workload, "lost_container": verdict.lost_container},
@@ -223,9 +229,7 @@ class _Run:
                 child,
                 self.call.timeout,
                 self.cancelled,
-                on_stop=lambda stop: self.log.note(
-                    "warning", f"{self._stopped(stop)}; the task gets SIGTERM"
-                ),
+                on_stop=self._note_stop,
                 on_kill=lambda grace: self.log.note(
                     "error",
                     f"the task did not end within {grace:g} s after SIGTERM and is killed; an operator with "
@@ -250,23 +254,49 @@ class _Run:
 
     def _out_of_memory(self) -> str:
         workers = airflow_settings.deployed_config().workers
+        profile = self._profile(workers)
+        limit = workers[profile].memory if profile in workers else None
+        return memory.reason(profile, self.call.memory or limit)
+
+    def _profile(self, workers: Mapping[str, object]) -> str:
         queue = str(_of_workload(self.call, "ti").get("queue"))
         # A task's queue is its worker profile; Airflow's default queue has another name.
-        profile = queue if queue in workers else names.DEFAULT_PROFILE
-        return memory.reason(profile, workers[profile].memory if profile in workers else None)
+        return queue if queue in workers else names.DEFAULT_PROFILE
+
+    def _last_lines(self) -> list[str]:
+        """Return the last lines of the task's log; of a lost container's, what it got onto the Volume."""
+        if self.supervised:
+            return self.log.last_lines()
+        return tail.of_volume(self.container.files, self.call.key)
 
     def _stopped(self, stop: limits.Stop) -> str:
         if stop == "cancelled":
-            return _CANCELLED
+            return self._cancelled()
         if stop == "preempted":
             return (
                 "preempted: Modal took the container away before the task ended; user code has run, so it "
-                "was not started again. If the task can run twice, give it retries"
+                f"was not started again. If the task can run twice, give it retries or {claim.RERUN}"
             )
+        profile = self._profile(airflow_settings.deployed_config().workers)
         return (
             f"timeout: the task ran longer than its limit of {self.call.timeout:g} s; set "
-            "executor.task_timeout or its profile's timeout in config.yaml to more, then: modalflow create"
+            "executor_config={'modal': {'timeout': seconds}}, or raise "
+            f"workers.{profile}.timeout in config.yaml and run: modalflow create"
         )
+
+    def _note_stop(self, stop: limits.Stop) -> None:
+        # Who cancelled the call is asked later: the task's own time to end has begun.
+        why = _CANCELLED if stop == "cancelled" else self._stopped(stop)
+        self.log.note("warning", f"{why}; the task gets SIGTERM")
+
+    def _cancelled(self) -> str:
+        """Return that the call was cancelled, and by whom."""
+        key = names.cancel_key(self.call.dispatch)
+        try:
+            by = patiently("read who cancelled the call", lambda: self.container.state.get(key), repeat=False)
+        except GaveUpError as error:
+            return f"{_CANCELLED}; {error}"
+        return f"{_CANCELLED}: {by or 'in Modal, by a person or a stop of the App; not by Airflow'}"
 
     def _refresh_mount(self) -> None:
         """Show the task what earlier tasks left on the Volume, in a container that is used again."""
@@ -299,7 +329,4 @@ def _of_workload(call: wire.TaskCall, part: str) -> dict[str, Any]:
     return json.loads(call.workload).get(part) or {} if call.kind == "task" else {}
 
 
-_CANCELLED = (
-    "cancelled: the function call was cancelled before the task ended, by Airflow (the task was cleared, "
-    "marked or revoked) or by somebody in Modal"
-)
+_CANCELLED = "cancelled: the function call was cancelled before the task ended"

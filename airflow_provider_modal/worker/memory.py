@@ -33,10 +33,12 @@ def rose(before: int | None, after: int | None) -> bool:
 def reason(profile: str, limit: int | None) -> str:
     """Return the sentence for a task that ran out of memory.
 
-    :param limit: the profile's memory in MiB, if it is known.
+    :param profile: the task's worker profile.
+    :param limit: the container's in MiB, if it is known.
     """
     at = f" at the container's limit of {limit} MiB" if limit is not None else ""
+    more = 2 * limit if limit is not None else "more MiB"
     return (
-        f"out of memory: the task was killed{at}; raise workers.{profile}.memory in config.yaml, then: "
-        "modalflow create"
+        f"out of memory: the task was killed{at}; set executor_config={{'modal': {{'memory': {more}}}}}, or "
+        f"raise workers.{profile}.memory in config.yaml and run: modalflow create"
     )

@@ -15,7 +15,7 @@ from grpclib.client import Channel
 from modal_proto import api_pb2
 from modal_proto.api_grpc import ModalClientStub
 
-from airflow_provider_modal import app, image, names
+from airflow_provider_modal import app, deployment, image, names
 from airflow_provider_modal.config import (
     CALL_MARGIN_SECONDS,
     MAX_TASK_SECONDS,
@@ -241,7 +241,7 @@ def container(env_name: str, functions: dict[str, api_pb2.FunctionData]) -> dict
         env=dict(app.airflow_settings.function_environment(CONFIG, env_name, "worker")),
         secrets=[
             modal.Secret.from_name(secret)
-            for secret in app.base_secrets(CONFIG, resources, CONFIG.workers["gpu"])
+            for secret in deployment.base_secrets(CONFIG, resources, CONFIG.workers["gpu"])
         ],
         timeout=120,
     )(look)

@@ -33,7 +33,7 @@ def container(configured: EnvironmentConfig) -> dict[str, str]:
     """The environment of a container before ``apply``."""
     return {
         **airflow_settings.function_environment(configured, "dev", "worker"),
-        **airflow_settings.secret_environment(configured),
+        **airflow_settings.secret_environment(configured, "dev"),
     }
 
 
@@ -139,7 +139,7 @@ def test_an_option_with_dots_in_its_section_is_found_by_airflow() -> None:
         source="config.yaml",
         environ={},
     )
-    assert airflow_settings.secret_environment(configured)["AIRFLOW__LOGGING_X__Y"] == "z"
+    assert airflow_settings.secret_environment(configured, "dev")["AIRFLOW__LOGGING_X__Y"] == "z"
 
 
 def test_airflow_reads_what_apply_sets(configured: EnvironmentConfig, tmp_path: object) -> None:

@@ -61,6 +61,9 @@ def settings(modal_server: LocalModal, monkeypatch: pytest.MonkeyPatch) -> Itera
     monkeypatch.setenv(
         "MODALFLOW_SETTINGS", json.dumps(EnvironmentConfig(connection_string="").to_settings())
     )
+    # No scheduler has been here before; what one leaves is tested with a real database.
+    monkeypatch.setattr("airflow_provider_modal.executors.database.open_cancellations", lambda seconds: [])
+    monkeypatch.setattr("airflow_provider_modal.executors.database.write_events", lambda events: None)
     # The SDK keeps one client per process, which may be another test's.
     _Client._set_env_client(None)
     resources = ResourceNames(ENV)

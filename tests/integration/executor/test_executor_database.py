@@ -11,7 +11,7 @@ import pytest
 from airflow.models.taskinstancekey import TaskInstanceKey
 
 from airflow_provider_modal.executors.options import Options
-from airflow_provider_modal.executors.reports import Alive, Ended, Submitted, Unknown
+from airflow_provider_modal.executors.reports import Alive, Cancelled, Ended, Submitted, Unknown
 
 KEY = TaskInstanceKey("d", "t", "r", 1, -1)
 MISSING = ("state", "queued_dttm", "queued_by_job_id", "external_executor_id")
@@ -116,10 +116,10 @@ def _use(settings: Any) -> None:
     settings.configure_orm()
 
 
-def settle() -> str:
+def settle(*, lost: bool = True) -> str:
     from airflow_provider_modal.executors import database
 
-    return database.settle(KEY, "d1", "it never reached Modal")
+    return database.settle(KEY, "d1", "Modal does not know it", lost=lost)
 
 
 @pytest.mark.parametrize("external_id", ["d1", "d1/fc-1"])
@@ -130,7 +130,7 @@ def test_a_lost_dispatch_is_queued_again_in_the_same_try(rows: Rows, external_id
     assert rows.now(*MISSING) == ("scheduled", None, None, None)
     assert rows.now("id", "try_number") == identity
     [(event, extra)] = rows.run("SELECT event, extra FROM log")
-    assert (event, extra) == ("modal dispatch lost", "queued again: it never reached Modal")
+    assert (event, extra) == ("modal dispatch lost", "queued again: Modal does not know it")
 
 
 @pytest.mark.parametrize(
@@ -174,6 +174,19 @@ def test_repetitions_are_bounded(rows: Rows) -> None:
     assert found == ["requeued", "requeued", "requeued", "exhausted"]
 
 
+def test_what_modal_never_took_is_queued_again_for_as_long_as_it_takes(rows: Rows) -> None:
+    rows.task("queued", "d1")
+    found = []
+    for lost in (False, True, False, False, False, False, True):
+        found.append(settle(lost=lost))
+        rows.run("UPDATE task_instance SET state = 'queued', external_executor_id = 'd1'")
+    assert found == ["requeued"] * 7
+    assert rows.run("SELECT event, count(*) FROM log GROUP BY event ORDER BY event") == [
+        ("modal dispatch lost", 2),
+        ("modal dispatch returned", 5),
+    ]
+
+
 def test_fresh_is_what_runs_for_this_scheduler_with_a_heartbeat(rows: Rows) -> None:
     from airflow_provider_modal.executors import database
 
@@ -201,7 +214,8 @@ class Adopting:
         self.executor._options = Options(serverless=True)
         self.executor._dispatcher = SimpleNamespace(  # type: ignore[assignment]
             ask=lambda dispatch, call_id, modal: self.orders.append((dispatch, call_id, modal)),
-            cancel=lambda dispatch, call_id: self.orders.append(("cancel", dispatch, call_id)),
+            cancel=lambda dispatch, call_id, why: self.orders.append(("cancel", dispatch, call_id)),
+            finish_cancel=lambda *order: self.orders.append(("finish", *order)),
             has_reports=False,
         )
         self.runner = SchedulerJobRunner(Job(), executors=[self.executor])
@@ -260,8 +274,9 @@ def test_a_dispatch_that_never_reached_modal_goes_back_to_the_scheduler(
     rows.task("queued", "d1")
     adopting.adopt()
     assert adopting.executor.busy
-    adopting.executor._apply([Unknown("d1", "it never reached Modal")])
+    adopting.executor._apply([Unknown("d1", "it never reached Modal", lost=False)])
     assert rows.now("state") == ("scheduled",)
+    assert rows.run("SELECT event FROM log") == [("modal dispatch returned",)]
     assert adopting.executor.slots_occupied == 0
     assert adopting.executor.get_event_buffer() == {}
     assert not adopting.executor.busy
@@ -324,3 +339,43 @@ def test_a_task_without_heartbeats_is_failed_by_the_scheduler_and_cancelled_by_u
     adopting.process()
     assert ("cancel", "d1", "fc-1") in adopting.orders
     assert adopting.executor.slots_occupied == 0
+
+
+def test_a_cancellation_is_finished_by_the_next_scheduler_and_by_no_other(
+    rows: Rows, adopting: Adopting
+) -> None:
+    rows.task("queued", "d1/fc-1")
+    adopting.adopt()
+    revoked = SimpleNamespace(key=KEY, external_executor_id="d1/fc-1")
+    adopting.executor.revoke_task(ti=revoked)  # type: ignore[arg-type]
+    assert adopting.orders[-1] == ("cancel", "d1", "fc-1")
+    adopting.executor._cancellations.write()
+    rows.run("UPDATE log SET dttm = dttm - interval '25 seconds'")
+
+    successor = Adopting()
+    successor.executor._cancellations.take_over(successor.executor._dispatcher)  # type: ignore[arg-type]
+    [(order, dispatch, call_id, seconds)] = successor.orders
+    assert (order, dispatch, call_id) == ("finish", "d1", "fc-1")
+    assert 10 < seconds < 15.1
+    # It knows already when the adoption of something else makes it look again.
+    successor.executor._cancellations.take_over(successor.executor._dispatcher)  # type: ignore[arg-type]
+    assert len(successor.orders) == 1
+
+    successor.executor._apply([Cancelled("d1")])
+    successor.executor._cancellations.write()
+    third = Adopting()
+    third.executor._cancellations.take_over(third.executor._dispatcher)  # type: ignore[arg-type]
+    assert third.orders == []
+    assert [event for (event,) in rows.run("SELECT event FROM log ORDER BY dttm")] == [
+        "modal call cancelled",
+        "modal call ended",
+    ]
+
+
+def test_a_cancellation_of_long_ago_is_left_alone(rows: Rows, adopting: Adopting) -> None:
+    adopting.executor.revoke_task(ti=SimpleNamespace(key=KEY, external_executor_id="d1"))  # type: ignore[arg-type]
+    adopting.executor._cancellations.write()
+    rows.run("UPDATE log SET dttm = dttm - interval '2 hours'")
+    successor = Adopting()
+    successor.executor._cancellations.take_over(successor.executor._dispatcher)  # type: ignore[arg-type]
+    assert successor.orders == []

@@ -108,7 +108,9 @@ def environment(
         modal.Dict.from_name(resources.state_dict, create_if_missing=True).hydrate()
         modal.Queue.from_name(resources.events_queue, create_if_missing=True).hydrate()
         modal.Volume.from_name(resources.volume, version=2, create_if_missing=True).hydrate()
-        modal.Secret.objects.create(resources.secrets, airflow_settings.secret_environment(config))
+        modal.Secret.objects.create(
+            resources.secrets, airflow_settings.secret_environment(config, resources.env)
+        )
         files = VolumeFiles.open(resources)
         files.write(f"{names.DAGS_FOLDER}/worker_dag.py", (DAGS / "worker_dag.py").read_bytes())
         version = dag_versions.snapshot(files)

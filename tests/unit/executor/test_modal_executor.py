@@ -18,11 +18,12 @@ from airflow.executors.workloads.task import TaskInstanceDTO
 from airflow.models.taskinstancekey import TaskInstanceKey
 from airflow.utils.state import CallbackState, TaskInstanceState
 
-from airflow_provider_modal import config, names, wire
+from airflow_provider_modal import config, deployment, names, wire
 from airflow_provider_modal.errors import ConfigError
 from airflow_provider_modal.executors import ModalExecutor, reports
 from airflow_provider_modal.executors.deployed import Deployed
 from airflow_provider_modal.executors.dispatcher import Dispatcher, Submission
+from airflow_provider_modal.executors.function_options import FunctionOptions
 from airflow_provider_modal.executors.options import Options
 
 DATABASE = "postgresql://u:p@host/db"
@@ -51,8 +52,12 @@ class RecordedDispatcher(Dispatcher):
     def ask(self, dispatch: str, call_id: str | None, *, modal: bool) -> None:
         self.orders.append(("ask", dispatch, call_id, modal))
 
-    def cancel(self, dispatch: str, call_id: str | None) -> None:
+    def cancel(self, dispatch: str, call_id: str | None, why: str) -> None:
+        assert why
         self.orders.append(("cancel", dispatch, call_id))
+
+    def finish_cancel(self, dispatch: str, call_id: str | None, seconds: float) -> None:
+        self.orders.append(("finish_cancel", dispatch, call_id, seconds))
 
     def of_kind(self, kind: str) -> list[Any]:
         return [order[1:] for order in self.orders if order[0] == kind]
@@ -63,6 +68,9 @@ class RecordedDispatcher(Dispatcher):
 
 
 class Executor(ModalExecutor):
+    events: list[tuple[Any, ...]]
+    """What is written into Airflow's event log."""
+
     def _make_dispatcher(self, deployed: Deployed, options: Options) -> Dispatcher:
         return RecordedDispatcher()
 
@@ -80,6 +88,8 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setenv("AIRFLOW__MODAL__ENVIRONMENT", "prod")
     monkeypatch.setenv("AIRFLOW__MODAL__SERVERLESS", "True")
     monkeypatch.setenv("AIRFLOW__MODAL__SILENT_AFTER", str(SILENT_AFTER))
+    # There is no database here; what it contributes is among the integration tests.
+    monkeypatch.setattr("airflow_provider_modal.executors.database.open_cancellations", lambda seconds: [])
     return monkeypatch
 
 
@@ -87,6 +97,8 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 def executor(settings: pytest.MonkeyPatch) -> Executor:
     executor = Executor(parallelism=4)
     executor.job_id = 7
+    executor.events = []
+    settings.setattr("airflow_provider_modal.executors.database.write_events", executor.events.extend)
     executor.start()
     return executor
 
@@ -167,8 +179,9 @@ def test_airflows_default_queue_is_the_default_profile(
 @pytest.mark.parametrize(
     ("ti", "told"),
     [
-        ({"executor_config": {"modal": {"gpu": "H100"}}}, ["'gpu'", "not available yet", "queue"]),
-        ({"executor_config": {"modal": {"cpu": 1, "x": 2}}}, ["'cpu', 'x'"]),
+        ({"executor_config": {"modal": {"gpus": "H100"}}}, ["['modal']['gpus']", "did you mean 'gpu'"]),
+        ({"executor_config": {"modal": {"memory": "4G"}}}, ["['modal']['memory']", "MiB", "found '4G'"]),
+        ({"executor_config": {"modal": {"gpu": object()}}}, ["['modal']['gpu']", "found object"]),
         ({"executor_config": {"modal": "gpu"}}, ["must be a dict", "str"]),
         ({"queue": "gqu"}, ["queue 'gqu'", "did you mean 'gpu'", "default, gpu"]),
         ({"queue": "nothing-like-it"}, ["known are: default, gpu", "modalflow create"]),
@@ -189,6 +202,32 @@ def test_what_others_need_in_executor_config_is_not_ours_to_judge(
     executor: Executor, executor_config: dict[str, Any] | None
 ) -> None:
     assert len(queued(executor, workload(executor_config=executor_config))) == 1
+
+
+def test_what_a_task_asks_for_reaches_the_function_and_the_worker(executor: Executor) -> None:
+    wanted = {
+        "gpu": "h100:2",
+        "memory": 4096,
+        "secrets": ["hf"],
+        "env": {"GREETING": "hi"},
+        "timeout": 60,
+        "on_container_loss": "rerun",
+        "log_lines": 5,
+    }
+    [submission] = queued(executor, workload(executor_config={"modal": wanted}))
+    assert submission.options == FunctionOptions(
+        gpu="H100:2", memory=(4096, 4096), secrets=("hf", "airflow-secrets-prod")
+    )
+    call = wire.TaskCall.from_wire(submission.call.to_wire())
+    assert (call.env, call.timeout, call.on_container_loss) == ({"GREETING": "hi"}, 60, "rerun")
+    assert (call.memory, call.log_lines) == (4096, 5)
+
+
+def test_only_a_time_limit_above_the_profiles_changes_the_function(executor: Executor) -> None:
+    items = [workload(f"t{n}", executor_config={"modal": {"timeout": n}}) for n in (3600, 3600.5)]
+    equal, longer = queued(executor, *items)
+    assert not equal.options
+    assert longer.options == FunctionOptions(timeout=3601 + config.CALL_MARGIN_SECONDS)
 
 
 def test_a_callback_is_refused_without_an_exception(executor: Executor) -> None:
@@ -305,6 +344,12 @@ def test_a_revoked_task_is_forgotten_and_cancelled_without_an_event(executor: Ex
     executor.sync()
     assert executor.dispatcher.of_kind("cancel") == [(dispatch, "fc-1")]
     assert executor.get_event_buffer() == {}
+    executor.dispatcher.says(reports.Cancelled(dispatch), reports.Cancelled("somebody-else"))
+    executor.sync()
+    assert [(event, of, text.partition(":")[0]) for event, of, text in executor.events] == [
+        ("modal call cancelled", key(), f"{dispatch}/fc-1"),
+        ("modal call ended", key(), dispatch),
+    ]
     assert executor.slots_occupied == 0
 
 
@@ -388,7 +433,10 @@ def test_elsewhere_workloads_wait_until_the_deployment_is_known(settings: pytest
     assert queued(executor, workload()) == []
     assert len(executor.queued_tasks) == 1 and not executor.running
     assert executor._deployed is not None
-    executor._deployed._learn(config.EnvironmentConfig(connection_string=""))
+    configured = config.EnvironmentConfig(connection_string="")
+    executor._deployed._learn(
+        configured, deployment.worker_profiles(configured, executor._deployed.resources)
+    )
     assert len(queued(executor)) == 1
 
 

@@ -23,7 +23,7 @@ RESOURCES = ResourceNames("prod")
         (exception.ConnectionError("[Errno 111]"), False),
         (ConnectionRefusedError(111, "refused"), False),
         (exception.ResourceExhaustedError("too many inputs"), False),
-        (Exception("Could not create function call - the input queue seems to be full"), True),
+        (Exception("Could not create function call - the input queue seems to be full"), False),
     ],
 )
 def test_what_says_nothing_about_the_call_is_repeated(error: Exception, ambiguous: bool) -> None:
@@ -31,6 +31,20 @@ def test_what_says_nothing_about_the_call_is_repeated(error: Exception, ambiguou
     assert verdict.retry
     assert verdict.ambiguous is ambiguous
     assert verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("error", "pressure"),
+    [
+        (exception.ResourceExhaustedError("too many containers"), True),
+        (Exception("Could not create function call - the input queue seems to be full"), True),
+        (exception.ServiceError("unavailable"), False),
+        (exception.ConnectionError("[Errno 111]"), False),
+        (exception.InvalidError("bad"), False),
+    ],
+)
+def test_a_modal_that_takes_no_more_is_told_from_one_that_is_away(error: Exception, pressure: bool) -> None:
+    assert classify(error, RESOURCES).pressure is pressure
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,83 @@
+"""Which function calls are being cancelled, for whom, and who sees to their end?
+
+What is begun is written into Airflow's event log: people see it at the task instance, and a scheduler that
+starts finds what its predecessor had no time for. Used on the scheduler's thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_modal import wire
+from airflow_provider_modal.executors import cancelling
+
+if TYPE_CHECKING:
+    from airflow_provider_modal.executors.dispatcher import Dispatcher
+
+log = logging.getLogger(__name__)
+
+TAKEN_OVER_SECONDS = 3600.0
+"""How old a cancellation may be whose end a scheduler still sees to that did not begin it."""
+
+
+class Cancellations:
+    """The cancellations of one executor."""
+
+    def __init__(self) -> None:
+        self._keys: dict[str, Any] = {}
+        # Not by the executor's log_task_event: what Airflow 3.3 takes from there is gone before it is written
+        # (SQLAlchemy's bulk_save_objects does not keep objects alive that come from a generator).
+        self._notes: list[tuple[str, Any, str]] = []
+
+    def begin(self, dispatcher: Dispatcher, key: Any, dispatch: str, call_id: str | None, why: str) -> None:
+        """Have a dispatch's function call ended.
+
+        :param key: of the task instance.
+        :param why: for people.
+        """
+        from airflow_provider_modal.executors import database
+
+        self._keys[dispatch] = key
+        external_id = wire.external_executor_id(dispatch, call_id)
+        self._notes.append((database.CANCELLED_EVENT, key, f"{external_id}: {why}"))
+        dispatcher.cancel(dispatch, call_id, why)
+
+    def take_over(self, dispatcher: Dispatcher) -> None:
+        """See to the end of what schedulers that are gone began to cancel; reads the database."""
+        from airflow_provider_modal.executors import database
+
+        try:
+            found = database.open_cancellations(TAKEN_OVER_SECONDS)
+        except Exception:
+            # Modal's own time limit ends these calls, only later.
+            log.exception("the database does not tell which function calls are being cancelled")
+            return
+        for cancellation in found:
+            if cancellation.dispatch in self._keys:
+                continue
+            self._keys[cancellation.dispatch] = cancellation.key
+            left = cancellation.at + cancelling.GRACE - time.time()
+            dispatcher.finish_cancel(cancellation.dispatch, cancellation.call_id, max(left, 0.0))
+
+    def over(self, dispatch: str) -> None:
+        """Note that a call is over, so that nobody sees to its end again."""
+        from airflow_provider_modal.executors import database
+
+        key = self._keys.pop(dispatch, None)
+        if key is not None:
+            self._notes.append((database.ENDED_EVENT, key, f"{dispatch}: the cancelled call is over"))
+
+    def write(self) -> None:
+        """Write what was noted into the event log; if the database is away, next time."""
+        from airflow_provider_modal.executors import database
+
+        if not self._notes:
+            return
+        try:
+            database.write_events(self._notes)
+        except Exception:
+            log.exception("%d events about cancelled function calls are not written yet", len(self._notes))
+            return
+        self._notes.clear()

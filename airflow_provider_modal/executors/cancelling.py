@@ -1,0 +1,102 @@
+"""How is a function call ended that nobody wants any more?
+
+In two steps: the call is cancelled, which lets the worker stop its task well; if it is still there after a
+grace, its container is ended. The second step is needed because Modal's runtime loses a cancellation that
+arrives while an input is being started. A scheduler that ends between the two leaves the second one to the
+next, which finds the cancellation in Airflow's event log (see ``database.open_cancellations``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from airflow_provider_modal.executors import reports
+from airflow_provider_modal.executors.gateway import Gateway
+from airflow_provider_modal.executors.submit_errors import backoff, classify
+
+log = logging.getLogger(__name__)
+
+GRACE = 40.0
+"""Seconds that a cancelled call may take to end (the worker's own grace is 30) before its container is."""
+ATTEMPTS = 5
+
+
+class Cancelling:
+    """Ends function calls; used on the dispatcher's loop only.
+
+    :param report: takes ``Cancelled`` once a call is known to be over.
+    """
+
+    def __init__(self, gateway: Gateway, report: Callable[[reports.Report], None]) -> None:
+        self._gateway = gateway
+        self._report = report
+        self._urgent: set[str] = set()
+
+    @property
+    def urgent(self) -> bool:
+        """Whether something is on its way to Modal; waiting for a grace to pass is not."""
+        return bool(self._urgent)
+
+    async def end(self, dispatch: str, call_id: str | None, why: str) -> None:
+        """Cancel a dispatch's function call and see to it that it ends.
+
+        :param call_id: the call, if it is known; else it is looked up.
+        :param why: for the worker, which writes it into the task's log.
+        """
+        self._urgent.add(dispatch)
+        try:
+            call_id = await self._cancelled(dispatch, call_id, why)
+        finally:
+            self._urgent.discard(dispatch)
+        if call_id is not None:
+            await self.finish(dispatch, call_id, GRACE)
+
+    async def finish(self, dispatch: str, call_id: str | None, seconds: float) -> None:
+        """End the container of a call that is still there after ``seconds``."""
+        await asyncio.sleep(seconds)
+        self._urgent.add(dispatch)
+        try:
+            call_id = call_id or await self._gateway.noted_call(dispatch)
+            if call_id is not None and not (await self._gateway.state_of(call_id)).over:
+                log.warning(
+                    "function call %s goes on after its cancellation; its container is ended", call_id
+                )
+                await self._gateway.cancel(call_id, terminate=True)
+            self._report(reports.Cancelled(dispatch))
+        except Exception as error:
+            log.warning(
+                "can't tell whether function call %s ended after its cancellation: %s",
+                call_id,
+                str(error) or type(error).__name__,
+            )
+        finally:
+            self._urgent.discard(dispatch)
+
+    async def _cancelled(self, dispatch: str, call_id: str | None, why: str) -> str | None:
+        """Cancel a function call and return its id; None if it is not known or can't be cancelled."""
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                call_id = call_id or await self._gateway.noted_call(dispatch)
+                if call_id is None:
+                    self._report(reports.Cancelled(dispatch))
+                    return None
+                # First: the worker looks for it as soon as it notices the cancellation.
+                await self._gateway.note_cancel(dispatch, why)
+                await self._gateway.cancel(call_id)
+                return call_id
+            except Exception as error:
+                verdict = classify(error, self._gateway.resources)
+                log.warning(
+                    "function call %s of dispatch %s is not cancelled (attempt %d of %d): %s",
+                    call_id,
+                    dispatch,
+                    attempt,
+                    ATTEMPTS,
+                    verdict.reason,
+                )
+                if not verdict.retry:
+                    break
+                await asyncio.sleep(backoff(attempt, verdict.wait))
+        return None
