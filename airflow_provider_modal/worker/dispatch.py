@@ -208,8 +208,10 @@ class _Run:
         return claim.claim(self.container.state, self.call, token, self.container.id)
 
     def _run(self, verdict: claim.Verdict) -> tuple[wire.Outcome, str | None]:
+        if not verdict.run and verdict.obsolete:
+            return "obsolete", verdict.reason
         if not verdict.run:
-            return "obsolete" if verdict.obsolete else "failed", verdict.reason
+            return "failed", f"{verdict.reason}. {self._lost_by_memory()}"
         self._refresh_mount()
         env = {**self.call.env, **self._dag_version()}
         self.zygote.ready()
@@ -253,15 +255,25 @@ class _Run:
         return "failed", f"the task's supervisor ended unexpectedly: {outcome.error}"
 
     def _out_of_memory(self) -> str:
-        workers = airflow_settings.deployed_config().workers
-        profile = self._profile(workers)
-        limit = workers[profile].memory if profile in workers else None
-        return memory.reason(profile, self.call.memory or limit)
+        return memory.reason(*self._profile_and_memory())
 
-    def _profile(self, workers: Mapping[str, object]) -> str:
+    def _lost_by_memory(self) -> str:
+        """Return what to do if it was for memory that a former delivery's container was lost.
+
+        Modal ends a container that exceeds its limit as a whole, so nobody in it can tell.
+        """
+        profile, limit = self._profile_and_memory()
+        of = f"of {limit} MiB " if limit is not None else ""
+        return f"Should the memory {of}have been too little, {memory.advice(profile, limit)}"
+
+    def _profile_and_memory(self) -> tuple[str, int | None]:
+        """Return the task's worker profile, and at how many MiB its container is killed."""
+        workers = airflow_settings.deployed_config().workers
         queue = str(_of_workload(self.call, "ti").get("queue"))
         # A task's queue is its worker profile; Airflow's default queue has another name.
-        return queue if queue in workers else names.DEFAULT_PROFILE
+        profile = queue if queue in workers else names.DEFAULT_PROFILE
+        limit = workers[profile].memory if profile in workers else None
+        return profile, self.call.memory or limit
 
     def _last_lines(self) -> list[str]:
         """Return the last lines of the task's log; of a lost container's, what it got onto the Volume."""
@@ -277,7 +289,7 @@ class _Run:
                 "preempted: Modal took the container away before the task ended; user code has run, so it "
                 f"was not started again. If the task can run twice, give it retries or {claim.RERUN}"
             )
-        profile = self._profile(airflow_settings.deployed_config().workers)
+        profile, _ = self._profile_and_memory()
         return (
             f"timeout: the task ran longer than its limit of {self.call.timeout:g} s; set "
             "executor_config={'modal': {'timeout': seconds}}, or raise "

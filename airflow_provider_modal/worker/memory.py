@@ -30,15 +30,20 @@ def rose(before: int | None, after: int | None) -> bool:
     return before is not None and after is not None and after > before
 
 
-def reason(profile: str, limit: int | None) -> str:
-    """Return the sentence for a task that ran out of memory.
+def advice(profile: str, limit: int | None) -> str:
+    """Return what to do for a task that needs more memory than its container has.
 
     :param profile: the task's worker profile.
     :param limit: the container's in MiB, if it is known.
     """
-    at = f" at the container's limit of {limit} MiB" if limit is not None else ""
     more = 2 * limit if limit is not None else "more MiB"
     return (
-        f"out of memory: the task was killed{at}; set executor_config={{'modal': {{'memory': {more}}}}}, or "
-        f"raise workers.{profile}.memory in config.yaml and run: modalflow create"
+        f"set executor_config={{'modal': {{'memory': {more}}}}}, or raise workers.{profile}.memory in "
+        "config.yaml and run: modalflow create"
     )
+
+
+def reason(profile: str, limit: int | None) -> str:
+    """Return the sentence for a task that ran out of memory; parameters as of :func:`advice`."""
+    at = f" at the container's limit of {limit} MiB" if limit is not None else ""
+    return f"out of memory: the task was killed{at}; {advice(profile, limit)}"

@@ -36,6 +36,8 @@ def apply_options(base: api.Function, options: api.FunctionOptions) -> api.Funct
         definition.retry_policy.CopyFrom(options.retry_policy)
     if options.HasField("scheduler_placement"):
         definition.scheduler_placement.CopyFrom(options.scheduler_placement)
+    if options.HasField("cloud_provider_str"):
+        definition.cloud_provider_str = options.cloud_provider_str
     settings = definition.autoscaler_settings
     if options.HasField("timeout_secs"):
         definition.timeout_secs = options.timeout_secs

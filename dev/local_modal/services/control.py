@@ -101,9 +101,27 @@ class ControlService(Service):
             "ready": slot is not None and slot.ready_at is not None,
             "retiring": slot is not None and slot.retiring,
             "inputs_taken": slot.taken if slot else 0,
+            "wants": self._wants(task),
             "running_inputs": [
                 {"input_id": item.input_id, "function_call_id": item.call.call_id} for item in running
             ],
+        }
+
+    def _wants(self, task: Task) -> dict[str, Any]:
+        """Which machine the container asked for; of this only the limits mean anything here."""
+        try:
+            definition = self.server.functions.resolve(task.function_id).definition
+        except RpcError:  # its app was stopped meanwhile
+            return {}
+        resources = definition.resources
+        gpu = resources.gpu_config
+        return {
+            "cpu": [resources.milli_cpu / 1000, resources.milli_cpu_max / 1000],
+            "memory": [resources.memory_mb, resources.memory_mb_max],
+            "gpu": f"{gpu.gpu_type}:{gpu.count}" if gpu.gpu_type else "",
+            "regions": list(definition.scheduler_placement.regions),
+            "cloud": definition.cloud_provider_str,
+            "timeout": definition.timeout_secs,
         }
 
     def app_name(self, task: Task) -> str:

@@ -16,6 +16,12 @@ from local_modal.variants import apply_options, pool_settings
 
 log = logging.getLogger(__name__)
 
+GPU_TYPES = (
+    *("T4", "L4", "A10", "A10G", "L40S", "A100", "A100-40GB", "A100-80GB", "RTX-PRO-6000"),
+    *("H100", "H100!", "H200", "B200", "B200+", "ANY"),
+)
+"""What https://modal.com/docs/guide/gpu lists, and A10G and ANY, which were there before. That other names
+are refused when a function or variant is made, and in which words, is an assumption."""
 FUNCTIONS, CLASSES, VARIANTS = "functions", "classes", "variants"
 
 
@@ -357,6 +363,11 @@ def _refuse_unsupported(definition: api.Function) -> None:
                 Status.INVALID_ARGUMENT,
                 f"{definition.function_name}: {what} is not supported by the local Modal server.",
             )
+    gpu_type = definition.resources.gpu_config.gpu_type
+    if gpu_type and gpu_type not in GPU_TYPES:
+        raise RpcError(
+            Status.INVALID_ARGUMENT, f"unknown GPU type {gpu_type!r}; known: {', '.join(GPU_TYPES)}"
+        )
     try:
         cron.check(schedule)
     except cron.ScheduleError as error:

@@ -100,11 +100,11 @@ class Loop:
         self.events: dict[str, list[tuple[Any, Any]]] = {}
         self.longest_heartbeat = 0.0
 
-    def queue(self, *task_ids: str) -> dict[str, str]:
-        """Queue tasks; return their dispatches."""
+    def queue(self, *task_ids: str, **values: Any) -> dict[str, str]:
+        """Queue tasks, with values of their task instances; return their dispatches."""
         dispatches = {}
         for task_id in task_ids:
-            item = workload(task_id)
+            item = workload(task_id, **values)
             dispatches[task_id] = str(item.ti.external_executor_id)
             self.executor.queue_workload(item, session=None)
         return dispatches

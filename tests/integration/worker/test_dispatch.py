@@ -156,33 +156,41 @@ def test_warm_container_is_quick(environment: Environment) -> None:
 
 
 def test_time_limit_stops_the_task_and_says_so(environment: Environment) -> None:
-    call = environment.queued("patient", timeout=5)
+    call = environment.queued("patient", timeout=5, log_lines=5)
     before = len(environment.recorder.events("on_kill"))
     completion = wire.Completion.from_wire(environment.spawn(call.to_wire()).get(timeout=60))
     assert completion.outcome == "failed"
     assert completion.reason is not None and "longer than its limit of 5 s" in completion.reason
+    assert "{'timeout': seconds}" in completion.reason and "workers.default.timeout" in completion.reason
+    _, tail = completion.reason.split("The last lines of its log:\n")
+    assert len(tail.splitlines()) == 5 and "stopped by on_kill" in tail
     assert environment.event(call) == completion
     assert len(environment.recorder.events("on_kill")) == before + 1
     log = "\n".join(environment.log(call))
     assert "the task gets SIGTERM" in log and "stopped by on_kill" in log
 
 
-def test_cancelled_call_stops_the_task(environment: Environment) -> None:
+@pytest.mark.parametrize("by_airflow", [True, False])
+def test_cancelled_call_stops_the_task_and_says_by_whom(environment: Environment, by_airflow: bool) -> None:
     call = environment.queued("patient")
     started, killed = (len(environment.recorder.events(event)) for event in ("started", "on_kill"))
     spawned = environment.spawn(call.to_wire())
     environment.recorder.wait_for("started", started + 1)
+    if by_airflow:
+        environment.state[names.cancel_key(call.dispatch)] = "the scheduler took it back"
     spawned.cancel()
     environment.recorder.wait_for("on_kill", killed + 1, timeout=30)
     completion = environment.event(call)
     assert completion.outcome == "failed" and str(completion.reason).startswith("cancelled:")
+    told = "the scheduler took it back" if by_airflow else "not by Airflow"
+    assert told in str(completion.reason) and told in "\n".join(environment.log(call))
     # What a cancelled call raises differs between servers; that it has ended as cancelled does not.
     with pytest.raises((modal.exception.InputCancellation, modal.exception.RemoteError)):
         spawned.get(timeout=30)
 
 
 def test_task_whose_container_is_lost_is_not_run_twice(environment: Environment) -> None:
-    call = environment.queued("patient")
+    call = environment.queued("patient", memory=4000, log_lines=1)
     started = len(environment.recorder.events("started"))
     spawned = environment.spawn(call.to_wire())
     environment.recorder.wait_for("started", started + 1)
@@ -191,6 +199,10 @@ def test_task_whose_container_is_lost_is_not_run_twice(environment: Environment)
     completion = wire.Completion.from_wire(spawned.get(timeout=120))
     assert completion.outcome == "failed"
     assert completion.reason is not None and f"container {lost}" in completion.reason
+    assert "memory of 4000 MiB" in completion.reason and "{'memory': 8000}" in completion.reason
+    assert "'on_container_loss': 'rerun'" in completion.reason
+    # What it had written last, as far as it is on the Volume.
+    assert call.dispatch in completion.reason.split("The last lines of its log:\n")[1]
     assert completion.container != lost
     assert environment.event(call) == completion
     assert len(environment.recorder.events("started")) == started + 1

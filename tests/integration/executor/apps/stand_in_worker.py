@@ -11,6 +11,7 @@ import modal
 from airflow_provider_modal import names, wire
 
 ENV = "stand-in"
+LOOKED_AT = ("FROM_TASK_SECRET", "SHARED", "MODALFLOW_ROLE", "FROM_FUNCTION")
 resources = names.ResourceNames(ENV)
 app = modal.App(resources.app)
 state = modal.Dict.from_name(resources.state_dict, create_if_missing=True)
@@ -23,6 +24,8 @@ def work(message: dict[str, Any]) -> dict[str, Any]:
     call_id = modal.current_function_call_id()
     starts[f"{call.dispatch}/{call_id}"] = time.time()
     what, _, _ = call.key.task_id.partition("-")
+    if what == "look":
+        starts[f"look/{call.dispatch}"] = {name: os.environ.get(name) for name in LOOKED_AT}
     if what == "hang":
         time.sleep(300)
     if what == "slow":
@@ -54,5 +57,11 @@ def work(message: dict[str, Any]) -> dict[str, Any]:
 
 image = modal.Image.debian_slim().add_local_python_source("airflow_provider_modal")
 execute_task = app.function(
-    name=names.EXECUTE_TASK, image=image, max_containers=3, scaledown_window=60, timeout=600
+    name=names.EXECUTE_TASK,
+    image=image,
+    max_containers=3,
+    scaledown_window=60,
+    timeout=600,
+    memory=(256, 512),
+    env={"FROM_FUNCTION": "yes"},
 )(work)
