@@ -50,9 +50,9 @@ class Cancellations:
 
         try:
             found = database.open_cancellations(TAKEN_OVER_SECONDS)
-        except Exception:
+        except Exception as error:
             # Modal's own time limit ends these calls, only later.
-            log.exception("the database does not tell which function calls are being cancelled")
+            log.warning("the database does not tell which function calls are being cancelled: %s", error)
             return
         for cancellation in found:
             if cancellation.dispatch in self._keys:
@@ -77,7 +77,7 @@ class Cancellations:
             return
         try:
             database.write_events(self._notes)
-        except Exception:
-            log.exception("%d events about cancelled function calls are not written yet", len(self._notes))
+        except Exception as error:
+            log.warning("%d events about cancelled calls are not written yet: %s", len(self._notes), error)
             return
         self._notes.clear()
