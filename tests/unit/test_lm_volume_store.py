@@ -263,3 +263,42 @@ class TestPaths:
     ) -> None:
         with pytest.raises(error):
             paths.copy(self.MANIFEST, sources, destination, recursive, now_ns=9)
+
+
+class TestSweep:
+    """Contents that have been replaced are removed while the server is at work."""
+
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> VolumeStore:
+        store = VolumeStore(tmp_path)
+        store.create("vo-1")
+        return store
+
+    def put(self, store: VolumeStore, path: str, content: bytes) -> str:
+        sha256 = store.blobs.put_bytes(content)
+        store.commit("vo-1", Changes({path: file(sha256, len(content), 0o644, 1)}))
+        return sha256
+
+    def test_what_is_replaced_removed_or_of_a_deleted_volume_goes(self, store: VolumeStore) -> None:
+        old, kept = self.put(store, "f", b"old"), self.put(store, "g", b"kept")
+        self.put(store, "h", b"kept")
+        self.put(store, "f", b"new")
+        store.commit("vo-1", Changes(deletes=["h"]))
+        assert store.sweep(used=(), after=0) == 1
+        assert not store.blobs.has(old) and store.blobs.has(kept)
+        store.delete("vo-1")
+        assert store.sweep(used=(), after=0) == 2
+
+    def test_what_may_be_in_use_stays_until_it_is_not(self, store: VolumeStore) -> None:
+        old = self.put(store, "f", b"old")
+        self.put(store, "f", b"new")
+        assert store.sweep(used=()) == 0  # replaced a moment ago
+        assert store.sweep(used={old}, after=0) == 0
+        assert store.sweep(used=(), after=0) == 1
+
+    def test_what_is_about_to_be_used_again_stays(self, store: VolumeStore) -> None:
+        old = self.put(store, "f", b"old")
+        self.put(store, "f", b"new")
+        assert store.blobs.put_bytes(b"old") == old  # of a commit that isn't through
+        assert store.sweep(used=(), after=0) == 0
+        assert store.blobs.read(old, 0, 3) == b"old"

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DEFAULT_FILE_MODE = 0o644
+SWEEP_SECONDS = 60.0
 LIST_BATCH = 1000
 """Entries per message of a listing, far below the message size limit."""
 
@@ -71,7 +72,7 @@ class VolumeService(Service):
         self.objects = Objects(server, VOLUME, "Volume", self._drop)
         self.files: VolumeStore
         self.mounted: MountedViews
-        self._background: asyncio.Task[None] | None = None
+        self._background: list[asyncio.Task[None]] = []
         server.http.add_route("PUT", "/volumes/blocks/{sha256}", self._receive_block)
         server.http.add_route("GET", "/volumes/contents/{sha256}", self._send_content)
 
@@ -89,13 +90,14 @@ class VolumeService(Service):
         views = self.server.state_dir / "views"
         await asyncio.to_thread(empty, views)
         self.mounted = MountedViews(self.files, views, self._pids, await self._overlays(views))
-        self._background = asyncio.create_task(self._run_in_background())
+        for work in (self._commit_in_background(), self._sweep_in_background()):
+            self._background.append(asyncio.create_task(work))
 
     async def stop(self) -> None:
         """End the background work."""
-        if self._background is not None:
-            self._background.cancel()
-            await asyncio.wait([self._background])
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
         await self.objects.stop()
 
     async def release_app(self, app_id: str) -> None:
@@ -266,7 +268,7 @@ class VolumeService(Service):
         log.info("Volumes are mounted as overlays (%s).", found.options)
         return found
 
-    async def _run_in_background(self) -> None:
+    async def _commit_in_background(self) -> None:
         seconds = self.server.options.background_commits
         while seconds > 0:
             await asyncio.sleep(seconds)
@@ -274,6 +276,15 @@ class VolumeService(Service):
                 await self.mounted.commit_in_background()
             except Exception:
                 log.exception("The background commits failed; the next are tried in %s s", seconds)
+
+    async def _sweep_in_background(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            try:
+                removed = await asyncio.to_thread(self.files.sweep, self.mounted.contents())
+                log.debug("Removed %s contents that no volume has any more", removed)
+            except OSError as error:
+                log.warning("Contents that no volume has any more could not be removed: %s", error)
 
     def _manifest(self, volume_id: str) -> Manifest:
         self.objects.get(volume_id)

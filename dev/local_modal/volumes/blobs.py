@@ -12,7 +12,7 @@ import re
 import stat
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
 CHUNK = 1 << 20
@@ -43,6 +43,9 @@ class BlobStore:
         self._names = itertools.count()
         self._reflinks = True
         self._linking = threading.Lock()
+        self._superseded: dict[str, float] = {}
+        """Contents that a version no longer has, and since when, by the monotonic clock."""
+        self._superseding = threading.Lock()
 
     def path(self, sha256: str) -> Path:
         """Where a content is; its bytes never change.
@@ -53,8 +56,10 @@ class BlobStore:
         return Path(self._location(sha256))
 
     def has(self, sha256: str) -> bool:
-        """Whether the content is here."""
-        return os.path.exists(self._location(sha256))
+        """Whether the content is here; if so it isn't removed as superseded any more."""
+        with self._superseding:
+            self._superseded.pop(sha256, None)
+            return os.path.exists(self._location(sha256))
 
     def size(self, sha256: str) -> int:
         """Its length in bytes.
@@ -111,7 +116,7 @@ class BlobStore:
 
     def writer(self) -> BlobWriter:
         """For a content that arrives in pieces."""
-        return BlobWriter(self._temporary / f"{os.getpid()}-{next(self._names)}", self._location)
+        return BlobWriter(self._temporary / f"{os.getpid()}-{next(self._names)}", self._location, self.has)
 
     def assemble(self, blocks: Sequence[str], size: int) -> str:
         """The file of `size` bytes whose 8 MiB blocks these are, each without its trailing zero bytes;
@@ -123,7 +128,7 @@ class BlobStore:
         """
         if len(blocks) != -(-size // BLOCK_SIZE):
             raise ValueError(f"{len(blocks)} blocks can't make a file of {size} bytes")
-        if len(blocks) == 1 and self.size(blocks[0]) == size:
+        if len(blocks) == 1 and self.has(blocks[0]) and self.size(blocks[0]) == size:
             return blocks[0]
         writer = self.writer()
         try:
@@ -213,6 +218,37 @@ class BlobStore:
                     removed += 1
         return removed
 
+    @property
+    def has_superseded(self) -> bool:
+        """Whether there may be anything to remove."""
+        return bool(self._superseded)
+
+    def supersede(self, sha256s: Iterable[str]) -> None:
+        """Note that a version of a volume no longer has these contents; others may."""
+        with self._superseding:
+            self._superseded.update(dict.fromkeys(sha256s, time.monotonic()))
+
+    def remove_superseded(self, current: Collection[str], used: Collection[str], after: float) -> int:
+        """Remove the superseded contents that nobody needs; returns how many.
+
+        Args:
+            current: contents of current versions.
+            used: contents that may be needed for a while.
+            after: how many seconds a content is kept because somebody may be reading it.
+        """
+        latest = time.monotonic() - after
+        removed = 0
+        for sha256, since in list(self._superseded.items()):
+            if since > latest or (sha256 in used and sha256 not in current):
+                continue
+            with self._superseding:  # between has() and its use, the content must not go
+                if self._superseded.get(sha256) == since:
+                    del self._superseded[sha256]
+                    if sha256 not in current:
+                        os.unlink(self._location(sha256))
+                        removed += 1
+        return removed
+
     def _clone(self, source: int, target: int) -> bool:
         if not self._reflinks:
             return False
@@ -234,9 +270,12 @@ class BlobStore:
 class BlobWriter:
     """One content on its way into the store; `finish` or `discard` it."""
 
-    def __init__(self, temporary: Path, location: Callable[[str], str]) -> None:
+    def __init__(
+        self, temporary: Path, location: Callable[[str], str], arrived: Callable[[str], object]
+    ) -> None:
         self._temporary = temporary
         self._location = location
+        self._arrived = arrived
         self._hash = hashlib.sha256()
         self._stream = open(temporary, "xb", buffering=0)  # noqa: SIM115 - closed by finish or discard
         self.size = 0
@@ -259,6 +298,7 @@ class BlobWriter:
         self._stream.close()
         os.chmod(self._temporary, 0o444)
         location = self._location(self.sha256)
+        self._arrived(self.sha256)  # before it is there, lest it be removed as superseded right then
         try:
             os.rename(self._temporary, location)
         except FileNotFoundError:  # the first content in this directory

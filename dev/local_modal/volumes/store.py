@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from local_modal.volumes.manifest import Changes, Entry, Manifest, apply, blobs_
 FULL_EVERY = 64
 """Versions between two that are written out in full; bounds what `open` has to read."""
 UPLOAD_GRACE_SECONDS = 3600.0
+READ_GRACE_SECONDS = 300.0
 
 
 class UnknownVolume(Exception):
@@ -75,12 +76,14 @@ class VolumeStore:
             self._heads[volume_id] = Head(0, {})
 
     def delete(self, volume_id: str) -> None:
-        """Remove a volume; its contents go with the next garbage collection."""
+        """Remove a volume; its contents go later, see `sweep`."""
         lock = self._locks.get(volume_id)
         if lock is None:
             return
         with lock:
-            self._heads.pop(volume_id, None)
+            head = self._heads.pop(volume_id, None)
+            if head is not None:
+                self.blobs.supersede(blobs_of(head.manifest.values()))
             self._locks.pop(volume_id, None)
             self._limits.pop(volume_id, None)
             directory = self._manifests / volume_id
@@ -121,10 +124,13 @@ class VolumeStore:
         if lock is None:
             raise UnknownVolume(volume_id)
         with lock:
+            old = self.head(volume_id).manifest
             new, effect = self.rehearse(volume_id, compute)
             if effect:
                 self._write(volume_id, new, effect)
                 self._heads[volume_id] = new
+                replaced = (old[path] for path in (*effect.deletes, *effect.puts) if path in old)
+                self.blobs.supersede(blobs_of(replaced))
             return new
 
     def rehearse(self, volume_id: str, compute: Callable[[Manifest], Changes]) -> tuple[Head, Changes]:
@@ -147,10 +153,22 @@ class VolumeStore:
 
         Only for when no view is open and no upload under way: at the server's start.
         """
-        needed: set[str] = set()
-        for head in self._heads.values():
-            needed |= blobs_of(head.manifest.values())
-        return self.blobs.collect_garbage(needed, grace)
+        return self.blobs.collect_garbage(self._contents(), grace)
+
+    def sweep(self, used: Collection[str], after: float = READ_GRACE_SECONDS) -> int:
+        """Remove contents that have been replaced and that no current version has; returns how many. For
+        when the server is at work: a log that is committed every few seconds would fill the disk.
+
+        Args:
+            used: contents that views may yet need.
+            after: seconds that a content is kept because a client may be downloading it.
+        """
+        if not self.blobs.has_superseded:
+            return 0
+        return self.blobs.remove_superseded(self._contents(), used, after)
+
+    def _contents(self) -> set[str]:
+        return set().union(*(blobs_of(head.manifest.values()) for head in list(self._heads.values())))
 
     def _write(self, volume_id: str, head: Head, effect: Changes) -> None:
         directory = self._manifests / volume_id
