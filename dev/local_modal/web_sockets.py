@@ -38,6 +38,8 @@ async def serve_websocket(
     Raises:
         RpcError: the function is gone.
     """
+    if not web.WebSocketResponse().can_prepare(request).ok:
+        return web.Response(status=400, text="modal-http: not a websocket handshake of version 13\n")
     offered = request.headers.get("Sec-WebSocket-Protocol", "")
     peer = request.transport.get_extra_info("peername") if request.transport else None
     scope = asgi.scope(

@@ -67,7 +67,7 @@ class WebFunctionService(Service):
         self._closing: set[asyncio.Future[None]] = set()
         for app in self.server.apps.apps.values():
             for record in self.server.functions.of(app):
-                if record.definition is not None:
+                if record.definition is not None and any(_web_configs(record.definition)):
                     self.assign(app, record.handle, record.function_id, record.definition)
                     self.server.functions.keep(record)
             await self.publish(app)

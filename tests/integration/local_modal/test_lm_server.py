@@ -117,6 +117,7 @@ def test_an_interpreter_that_does_not_work_is_said(tmp_path: Path) -> None:
 def test_env_prints_what_a_shell_needs(isolated_server: LocalModal) -> None:
     done = local_modal("env", "--state-dir", str(isolated_server.state_dir))
     assert f"export MODAL_SERVER_URL={isolated_server.server_url}" in done.stdout.splitlines()
+    assert isolated_server.ca_file in done.stdout.splitlines()[-1]
     assert json.loads((isolated_server.state_dir / "server.json").read_text())["pid"] == isolated_server.pid
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import socket
 import ssl
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from typing import Any
@@ -66,6 +67,13 @@ def talk(link: socket.socket) -> bytes:
     return link.recv(100)
 
 
+def trusting(server: LocalModal) -> ssl.SSLContext:
+    """What a client needs to trust tunnels, as strict as Python 3.13's default."""
+    context = ssl.create_default_context(cafile=server.ca_file)
+    context.verify_flags |= ssl.VERIFY_X509_STRICT
+    return context
+
+
 def is_cut_off(link: socket.socket) -> bool:
     """Whether the connection ends, in whatever manner, before anything more comes."""
     try:
@@ -81,9 +89,10 @@ def test_a_tunnel_from_its_start_to_its_end(server: LocalModal) -> None:
     running = start_client(server, "f('forwarded', 'ports').remote(key); result = True", key=key)
     tunnel = wait_until(lambda: noted(server, key))
     assert "already forwarded" in tunnel["refusal"]
-    trust = ssl.create_default_context(cafile=server.ca_file)
     host, port = tunnel["tls"]
-    tls = trust.wrap_socket(socket.create_connection((host, port), timeout=10), server_hostname=host)
+    tls = trusting(server).wrap_socket(
+        socket.create_connection((host, port), timeout=10), server_hostname=host
+    )
     tcp = socket.create_connection(tuple(tunnel["tcp"]), timeout=10)
     with tls, tcp:
         assert talk(tls) == talk(tcp) == b"ABC"
@@ -107,8 +116,15 @@ def test_a_page_at_the_url_of_a_tunnel(server: LocalModal) -> None:
     key = unique("page")
     running = start_client(server, "f('page', 'ports').remote(key); result = True", key=key)
     url = wait_until(lambda: noted(server, key))
-    trust = ssl.create_default_context(cafile=server.ca_file)
-    assert b"/here" in urllib.request.urlopen(f"{url}/here", context=trust, timeout=10).read()
+    assert b"/here" in urllib.request.urlopen(f"{url}/here", context=trusting(server), timeout=10).read()
+    with pytest.raises(urllib.error.URLError, match="CERTIFICATE_VERIFY_FAILED"):
+        urllib.request.urlopen(url, context=ssl.create_default_context(), timeout=10)
+    # A tunnel ends with its container; the call starts again and makes another one.
+    server.control("kill", function_name="page")
+    again = wait_until(lambda: (found := noted(server, key)) != url and found)
+    with pytest.raises(urllib.error.URLError, match="refused"):
+        urllib.request.urlopen(url, context=trusting(server), timeout=10)
+    assert b"/again" in urllib.request.urlopen(f"{again}/again", context=trusting(server), timeout=10).read()
     note(server, f"{key}-stop")
     assert running.wait(30) == 0
     running.communicate()

@@ -11,6 +11,7 @@ import pytest
 
 from local_modal.testing import LocalModal, wait_until
 from tests.integration.local_modal.conftest import client, deploy
+from tests.integration.local_modal.http_client import ask
 from tests.integration.local_modal.sdk import unique
 
 NOTED = "result = modal.Dict.from_name('web-notes').get(key)"
@@ -75,3 +76,8 @@ def test_the_app_may_refuse(url: str) -> None:
         return caught.value.status
 
     assert asyncio.run(refused()) == 403
+
+
+def test_what_is_no_handshake_reaches_no_app(url: str) -> None:
+    headers = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "12"}
+    assert ask(url, "/", headers=headers)[0].status == 400
