@@ -60,7 +60,7 @@ class Group:
 class Cgroups:
     """The server's own group, in which it makes one per container.
 
-    Use `find`; `close` at the end. `bases` are the group's directories by controller.
+    Use `find`; `close` at the end, or to start afresh. `bases` are the group's directories by controller.
     """
 
     def __init__(self, version: int, bases: dict[str, Path]) -> None:
@@ -69,7 +69,8 @@ class Cgroups:
 
     @classmethod
     def find(cls, name: str) -> Cgroups:
-        """Make the server's group `name` and try whether it can do what is needed.
+        """Try whether a group `name` of the server can do what is needed. It is there only when the first
+        container needs it: a server that is killed before leaves nothing.
 
         Raises:
             CgroupError: it can't.
@@ -87,16 +88,14 @@ class Cgroups:
                 found = cls(1, {key: path / name for key, path in own.items() if key in ("memory", "cpu")})
             else:
                 found = cls(2, dict.fromkeys(_delegate(own[""]), own[""] / name))
-            found._open()
         except OSError as error:
-            raise CgroupError(f"{error.filename or 'control groups'}: {error.strerror}") from None
+            raise _refused(error) from None
         try:
-            group = found.create("trial", 64 * 2**20, 1.0)
-            group.oom_kills()
-            group.remove()
+            found.create("trial", 64 * 2**20, 1.0).oom_kills()
         except OSError as error:
+            raise _refused(error) from None
+        finally:
             found.close()
-            raise CgroupError(f"{error.filename or 'control groups'}: {error.strerror}") from None
         return found
 
     @property
@@ -125,6 +124,8 @@ class Cgroups:
         group = Group(
             self.version, tuple(base / name for base in self.directories), self.bases["memory"] / name
         )
+        if not self.bases["memory"].is_dir():
+            self._open()
         for directory in group.directories:
             directory.mkdir()
         if memory_bytes:
@@ -187,6 +188,10 @@ def own_groups(mountinfo: str, membership: str) -> dict[str, Path]:
             inside = path if mounted == "/" else path[len(mounted) :]
             found.setdefault(name, Path(mount_point, inside.lstrip("/")))
     return found
+
+
+def _refused(error: OSError) -> CgroupError:
+    return CgroupError(f"{error.filename or 'control groups'}: {error.strerror}")
 
 
 def remove_stale(directories: tuple[Path, ...]) -> None:

@@ -9,7 +9,8 @@ one that hasn't, {"pid", "status"} for one that has ended.
 
 A forked container must be what a new interpreter would have made. What can't be set afterwards is compared in
 the container's own process, when it sees its file tree; with any difference that process executes a new
-interpreter. See `differences`. One thing remains: the containers of one zygote have the same hash seed.
+interpreter. See `differences`. One thing remains: the containers of one zygote have the same hash seed,
+which is why the server renews it now and then.
 """
 
 from __future__ import annotations

@@ -24,6 +24,10 @@ PROGRAM = Path(__file__).with_name("zygote.py")
 READY_SECONDS = 60.0
 STOP_SECONDS = 5.0
 READ_BYTES = 65536
+RENEW_AFTER = 10
+"""Containers of one zygote: all of them have its hash seed, and user code that depends on the order of a set
+should be found out here, not in the cloud.
+"""
 
 
 class ZygoteError(Exception):
@@ -72,6 +76,7 @@ class Zygotes:
     def __init__(self, module: str) -> None:
         self._module = module
         self._zygotes: dict[str, asyncio.Task[_Zygote]] = {}
+        self._renewals: set[asyncio.Task[None]] = set()
 
     async def fork(
         self,
@@ -90,7 +95,30 @@ class Zygotes:
         if zygote.broken:
             self._zygotes.pop(interpreter.executable, None)
             zygote = await asyncio.shield(self.ensure(interpreter))
-        return await zygote.fork(task_id, spec, environ, outputs)
+        process = await zygote.fork(task_id, spec, environ, outputs)
+        if zygote.forks == RENEW_AFTER:
+            renewal = asyncio.ensure_future(self._renew(interpreter, zygote))
+            self._renewals.add(renewal)
+            renewal.add_done_callback(self._renewals.discard)
+        return process
+
+    async def _renew(self, interpreter: Interpreter, old: _Zygote) -> None:
+        """Put a successor in the place of a zygote, which stays until its containers have ended."""
+        starting = asyncio.ensure_future(_Zygote.start(interpreter, self._module))
+        try:
+            await asyncio.wait([starting])
+            if starting.exception() is not None:
+                log.warning("A zygote could not be renewed and goes on: %s", starting.exception())
+                return
+            self._zygotes[interpreter.executable] = starting
+            await old.unused()
+            await old.stop()
+        except asyncio.CancelledError:
+            # The server stops, with whatever was there.
+            for zygote in [old, *await asyncio.gather(starting, return_exceptions=True)]:
+                if isinstance(zygote, _Zygote):
+                    await zygote.stop()
+            raise
 
     def ensure(self, interpreter: Interpreter) -> asyncio.Task[_Zygote]:
         """The interpreter's zygote, which may still be importing; one that failed to start isn't tried
@@ -104,6 +132,10 @@ class Zygotes:
 
     async def stop(self) -> None:
         """End all zygotes, and with them the containers that are left."""
+        renewals = list(self._renewals)
+        for renewal in renewals:
+            renewal.cancel()
+        await asyncio.gather(*renewals, return_exceptions=True)
         starting = list(self._zygotes.values())
         self._zygotes.clear()
         for zygote in await asyncio.gather(*starting, return_exceptions=True):
@@ -128,7 +160,9 @@ class _Zygote:
         self._requested: dict[str, asyncio.Future[ForkedProcess]] = {}
         self._running: dict[int, ForkedProcess] = {}
         self._errors: OutputPump | None = None
+        self._idle = asyncio.Event()
         self.broken = False
+        self.forks = 0
 
     @classmethod
     async def start(cls, interpreter: Interpreter, module: str) -> _Zygote:
@@ -184,13 +218,25 @@ class _Zygote:
         body = json.dumps({"id": task_id, "spec": spec, "environ": dict(environ)}).encode()
         answer: asyncio.Future[ForkedProcess] = asyncio.get_running_loop().create_future()
         self._requested[task_id] = answer
+        self._idle.clear()
         try:
             async with self._sending:
                 await asyncio.to_thread(self._send, body, outputs)
         except OSError as error:
             self._requested.pop(task_id, None)
+            self._settle()
             raise ZygoteError(f"the zygote doesn't listen: {error}") from None
+        self.forks += 1
         return await answer
+
+    async def unused(self) -> None:
+        """Return when it has no container, running or asked for."""
+        self._settle()
+        await self._idle.wait()
+
+    def _settle(self) -> None:
+        if not self._requested and not self._running:
+            self._idle.set()
 
     def _send(self, body: bytes, outputs: tuple[int, int]) -> None:
         socket.send_fds(self._connection, [len(body).to_bytes(LENGTH_BYTES, "big")], list(outputs))
@@ -221,6 +267,7 @@ class _Zygote:
             self._requested.pop(message["id"]).set_result(process)
         else:
             self._running.pop(message["pid"]).ended.set_result(message["status"])
+        self._settle()
 
     def _lost(self) -> None:
         """The zygote is gone, and its containers are with it."""
@@ -237,6 +284,7 @@ class _Zygote:
             process.ended.set_result(-signal.SIGKILL)
         self._requested.clear()
         self._running.clear()
+        self._settle()
 
     async def stop(self) -> None:
         """End it, and with it what it has forked."""

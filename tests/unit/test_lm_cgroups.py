@@ -41,7 +41,7 @@ def test_own_groups(mounts: str, membership: str, found: dict[str, str]) -> None
 
 def group(version: int, base: Path, **limits: float) -> Group:
     """Made in an ordinary directory, where a limit is a file of that name."""
-    base.mkdir(exist_ok=True)
+    base.mkdir(exist_ok=True)  # an ordinary directory has no controllers to be handed on
     made = Cgroups(version, {"memory": base, "cpu": base})
     return made.create("ta-1", int(limits.get("memory", 0)), limits.get("cpus", 0.0))
 

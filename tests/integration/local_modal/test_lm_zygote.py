@@ -17,6 +17,7 @@ import pytest
 
 from local_modal.testing import LocalModal, wait_until
 from tests.integration.local_modal.conftest import client, deploy
+from tests.integration.local_modal.test_lm_containers import processes
 
 SEEDED = [sys.executable, "-c", "print(hash('x'))"]
 
@@ -49,6 +50,15 @@ def comparable(server: LocalModal) -> Any:
     return json.loads(re.sub(r"roots/\w+", "roots/MOUNTS", text.replace(str(server.state_dir), "STATE")))
 
 
+def zygotes(server: LocalModal) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter(["ppid", "cmdline"]):
+        command = process.info["cmdline"] or [""]
+        if process.info["ppid"] == server.pid and any(part.endswith("zygote.py") for part in command):
+            found.append(process)
+    return found
+
+
 def test_a_forked_container_is_like_a_new_interpreter(forking: LocalModal, plain: LocalModal) -> None:
     seen, expected = comparable(forking), comparable(plain)
     assert seen == expected
@@ -65,16 +75,13 @@ def test_what_a_fork_cannot_take_over_gets_an_interpreter_of_its_own(forking: Lo
 def test_exit_handlers_run_and_nothing_is_left(forking: LocalModal) -> None:
     key = uuid.uuid4().hex
     client(forking, "f('ends', 'forked').remote(key)\nresult = True", key=key)
-    pids = [child.pid for child in psutil.Process(forking.pid).children(recursive=True)]
+    assert processes("sleep", "9876")
     forking.control("kill", function_name="ends", signal="SIGINT")
     read = "result = modal.Dict.from_name('forked-notes').get(key)"
     wait_until(lambda: client(forking, read, key=key) == "ended", 10, "the exit handler has run")
     wait_until(lambda: not forking.tasks("ends"), 10)
     assert "ended: exit code 0" in forking.log
-    left = [
-        pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).cmdline() == ["sleep", "9876"]
-    ]
-    assert left == []
+    wait_until(lambda: not processes("sleep", "9876"), 5, "what user code left has ended")
 
 
 def test_inputs_start_again_when_the_zygote_dies(forking: LocalModal) -> None:
@@ -82,10 +89,9 @@ def test_inputs_start_again_when_the_zygote_dies(forking: LocalModal) -> None:
     call_id = client(forking, "result = f('waits', 'forked').spawn(key).object_id", key=key)
     running = wait_until(lambda: [task for task in forking.tasks("waits") if task["running_inputs"]])[0]
     [zygote] = [
-        child
-        for child in psutil.Process(forking.pid).children()
-        if any(argument.endswith("zygote.py") for argument in child.cmdline())
-        and running["pid"] in [below.pid for below in child.children(recursive=True)]
+        process
+        for process in zygotes(forking)
+        if running["pid"] in [below.pid for below in process.children(recursive=True)]
     ]
     zygote.kill()
     finish = (
@@ -108,3 +114,12 @@ def test_a_cold_start_takes_a_fraction_of_the_time(forking: LocalModal, plain: L
     cold, slow = (statistics.median(told[0] - begin for told, begin in answers[s]) for s in (forking, plain))
     assert cold < slow / 2
     assert len({told[1] for told, _ in answers[forking]}) == 5
+
+
+def test_hash_seeds_change_now_and_then(forking: LocalModal) -> None:
+    chance = "result = f('chance', 'forked').remote()[2]"
+    first = client(forking, chance)
+    wait_until(lambda: client(forking, chance) != first, 30, "another zygote has taken over")
+    for task in forking.tasks():
+        forking.control("kill", task_id=task["task_id"])
+    wait_until(lambda: len(zygotes(forking)) == 1, 10, "the old one has gone")
