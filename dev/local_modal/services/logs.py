@@ -30,6 +30,7 @@ class LogService(Service):
     async def start(self) -> None:
         self._changed = asyncio.Event()
         self._ended: dict[str, float] = {}
+        """Apps that have ended a moment ago, by the monotonic clock."""
         self._store = LogStore(self.server.state_dir / LOGS_FILE, self._notify)
         self._trimmer = asyncio.ensure_future(self._trim())
 
@@ -56,7 +57,9 @@ class LogService(Service):
 
     def app_ended(self, app_id: str) -> None:
         """Followers of this app get the rest, then the end."""
-        self._ended[app_id] = time.monotonic()
+        now = time.monotonic()
+        self._ended = {key: ended for key, ended in self._ended.items() if now - ended <= ENDING_GRACE}
+        self._ended[app_id] = now
         self._notify()
 
     async def first_and_last(self, task_id: str) -> tuple[LogEntry, LogEntry] | None:
@@ -105,11 +108,8 @@ class LogService(Service):
         if app is not None and app.state != api.APP_STATE_STOPPED:
             return False
         running = any(task.app_id == app_id for task in self.server.engine.tasks.values())
-        ended = self._ended.get(app_id, 0.0)
-        if running and time.monotonic() - ended <= ENDING_GRACE:
-            return False
-        self._ended.pop(app_id, None)
-        return True
+        ended = self._ended.get(app_id)
+        return not running or ended is None or time.monotonic() - ended > ENDING_GRACE
 
     async def AppFetchLogs(self, request: api.AppFetchLogsRequest) -> api.AppFetchLogsResponse:
         # The newest ones are what a limit keeps.
