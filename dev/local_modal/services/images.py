@@ -36,6 +36,7 @@ IGNORED = ("RUN", "FROM", "USER", "ENTRYPOINT", "SHELL")
 _PYTHON_TAG = re.compile(r"(?:(?:^|/)python:|-python|:py)(\d+\.\d+)")
 _MICROMAMBA = re.compile(r"\bpython=(\d+\.\d+)")
 _STANDALONE = re.compile(r"python-build-standalone\.\d+\.(\d+\.\d+)")
+_CREDENTIALS = re.compile(r"://[^/\s@]*@")
 _SUCCESS = api.GenericResult(status=api.GenericResult.GENERIC_STATUS_SUCCESS)
 
 
@@ -265,7 +266,7 @@ class ImageService(Service):
 
     def _report_ignored(self, image: api.Image) -> None:
         for verb, rest in dockerfile.instructions(image.dockerfile_commands):
-            line = f"{verb} {rest}"
+            line = _CREDENTIALS.sub("://***@", f"{verb} {rest}")
             if verb in IGNORED and line not in ("FROM base", "ENTRYPOINT []") and line not in self._reported:
                 self._reported.add(line)
                 log.info("Image: left to the configured interpreter, not executed: %s", line)

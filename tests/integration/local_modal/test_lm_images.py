@@ -34,9 +34,11 @@ def deploy(server: LocalModal, image: str, name: str = "", look: str = NOTHING) 
 
 def test_packages_that_are_missing_fail_the_build(isolated_server: LocalModal, tmp_path: Path) -> None:
     there = (
-        "modal.Image.debian_slim().uv_pip_install('modal>=1', 'protobuf').run_commands('pip install grpclib')"
+        "modal.Image.debian_slim().uv_pip_install('modal>=1', 'protobuf', "
+        "index_url='https://user:hush-hush@example.invalid/simple').run_commands('pip install grpclib')"
     )
     assert not deploy(isolated_server, there).startswith("failed")
+    assert "https://***@example.invalid" in isolated_server.log and "hush-hush" not in isolated_server.log
     said = deploy(
         isolated_server, "modal.Image.debian_slim().pip_install('modal>1', 'no-such>=2', 'rich==0.1')"
     )
