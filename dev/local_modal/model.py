@@ -100,6 +100,7 @@ class FunctionRecord:
                 "handle": _text(self.handle),
                 "definition": _text(self.definition),
                 "staged": _text(self.staged),
+                "autoscaler": _text(self.autoscaler),
             }
         ).encode()
 
@@ -115,11 +116,16 @@ class FunctionRecord:
             handle,
             _function(fields["definition"]),
             _function(fields["staged"]),
+            _autoscaler(fields.get("autoscaler", "")),
         )
 
 
 def _text(message: Any) -> str:
     return "" if message is None else base64.b64encode(message.SerializeToString()).decode()
+
+
+def _autoscaler(text: str) -> api.AutoscalerSettings | None:
+    return api.AutoscalerSettings.FromString(base64.b64decode(text)) if text else None
 
 
 def _function(text: str) -> api.Function | None:

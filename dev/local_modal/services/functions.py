@@ -331,6 +331,8 @@ class FunctionService(Service):
             settings.MergeFrom(resolved.record.autoscaler)
         settings.MergeFrom(request.settings)
         resolved.record.autoscaler = settings
+        if resolved.app.deployed:
+            self.server.store.put(FUNCTIONS, resolved.record.function_id, resolved.record.to_bytes())
         self.ensure_pool(request.function_id)
         self.server.engine.kick()
         return build(api.FunctionUpdateSchedulingParamsResponse, current_settings=settings)
