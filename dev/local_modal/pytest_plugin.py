@@ -1,5 +1,5 @@
-"""Fixtures for tests that need a Modal: `pytest -p local_modal.pytest_plugin`, or in the conftest.py of the root
-directory `pytest_plugins = ["local_modal.pytest_plugin"]`.
+"""Fixtures for tests that need a Modal: `pytest -p local_modal.pytest_plugin`, or in the conftest.py of the
+root directory `pytest_plugins = ["local_modal.pytest_plugin"]`.
 
     def test_my_app(local_modal):
         with local_modal.fault("lose", rpc="FunctionMap", count=1):

@@ -15,7 +15,8 @@ PUT = "import modal; modal.Queue.from_name('orders', create_if_missing=True).put
 LENGTH = "import modal; print(modal.Queue.from_name('orders').len())"
 
 def run(server, code):
-    return subprocess.run([sys.executable, "-c", code], env=server.env, check=True, capture_output=True).stdout
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, env=server.env, check=True, capture_output=True).stdout
 
 def test_an_order_is_put_once(local_modal):
     assert local_modal.seed == 11
