@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 FLUSH_SECONDS = 0.1
 APP_CHARACTERS = 64 * 2**20
 """Kept per app; a noisy one loses its own oldest output, not that of the others."""
+ALL_CHARACTERS = 512 * 2**20
+"""Kept of all apps together; looked after every `TRIM_EVERY` seconds."""
 KEPT_SECONDS = 7 * 24 * 3600.0
 """How long output is kept. The cloud's retention depends on the plan: a day at least."""
 PENDING_CHARACTERS = 64 * 2**20
@@ -159,8 +161,8 @@ class LogStore:
         return counts
 
     async def trim(self, now: float) -> None:
-        """Remove what is too old."""
-        await self._run(lambda: self._remove("time < ?", [now - KEPT_SECONDS]))
+        """Remove what is too old, and the oldest of what is too much."""
+        await self._run(lambda: self._trim(now))
 
     async def close(self) -> None:
         """Write the rest and close the file."""
@@ -212,19 +214,26 @@ class LogStore:
         for app_id in sizes:
             self._shrink(app_id)
 
+    def _trim(self, now: float) -> None:
+        self._remove("time < ?", [now - KEPT_SECONDS])
+        [[characters]] = self._db.execute("SELECT coalesce(sum(characters), 0) FROM sizes")
+        if characters > ALL_CHARACTERS:
+            self._remove_oldest("1", [], characters - ALL_CHARACTERS)
+
     def _shrink(self, app_id: str) -> None:
         [[characters]] = self._db.execute("SELECT characters FROM sizes WHERE app_id = ?", [app_id])
-        if characters <= self._app_characters:
-            return
-        # A tenth more than necessary, or every write would remove a little.
-        excess = characters - self._app_characters * 9 // 10
-        query = "SELECT number, length(text) FROM entries WHERE app_id = ? ORDER BY number"
+        if characters > self._app_characters:
+            # A tenth more than necessary, or every write would remove a little.
+            self._remove_oldest("app_id = ?", [app_id], characters - self._app_characters * 9 // 10)
+
+    def _remove_oldest(self, condition: str, values: list[object], excess: int) -> None:
         last = 0
-        for number, length in self._db.execute(query, [app_id]):
+        query = f"SELECT number, length(text) FROM entries WHERE {condition} ORDER BY number"
+        for number, length in self._db.execute(query, values):
             last, excess = number, excess - length
             if excess <= 0:
                 break
-        self._remove("app_id = ? AND number <= ?", [app_id, last])
+        self._remove(f"{condition} AND number <= ?", [*values, last])
 
     def _remove(self, condition: str, values: Sequence[object]) -> None:
         with _Transaction(self._db):

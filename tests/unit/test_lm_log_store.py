@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from local_modal import logstore
 from local_modal.logstore import KEPT_SECONDS, LogEntry, LogStore, Selection
 
@@ -90,7 +92,21 @@ def test_old_output_is_removed(tmp_path: Path) -> None:
     use(tmp_path, scenario)
 
 
-def test_what_comes_too_fast_is_dropped_and_that_is_said(tmp_path: Path, monkeypatch: Any) -> None:
+def test_all_apps_together_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logstore, "ALL_CHARACTERS", 100)
+
+    async def scenario(store: LogStore) -> None:
+        for number in range(30):
+            store.append(entry(f"{number:010d}", app=f"ap-{number}"))
+        await store.trim(NOW)
+        assert texts(await store.read(Selection())) == [f"{number:010d}" for number in range(20, 30)]
+
+    use(tmp_path, scenario)
+
+
+def test_what_comes_too_fast_is_dropped_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(logstore, "PENDING_CHARACTERS", 100)
 
     async def scenario(store: LogStore) -> None:
