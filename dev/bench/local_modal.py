@@ -22,6 +22,7 @@ import psutil
 from bench.figures import Figure, seconds, table, times
 from local_modal.testing import LocalModal, wait_until
 
+COLD = "cold spawn -> user code"
 CALLS, LONG_CALLS = 10_000, 100_000
 BATCH = 1_000
 
@@ -48,21 +49,33 @@ class Bench:
 Measurement = Callable[[Bench], Iterator[Figure]]
 
 
-def starts(bench: Bench) -> Iterator[Figure]:
-    """From spawn() to the first line of user code; all processes share the machine's clock."""
+def cold(bench: Bench) -> Iterator[Figure]:
+    """From spawn() to the first line of user code in a new container; all share the machine's clock."""
     for name, label, count, reference in (
-        ("cold", "cold spawn -> user code", 12, "305 (p95 319)"),
-        ("cold_with_volume", "cold, with a volume", 6, "335"),
+        ("cold", COLD, 12, "305 (p95 319)"),
+        ("cold_with_volume", "the same, with a volume", 6, "335"),
     ):
         function = bench.function(name)
         function.remote()
         yield Figure(label, [_start(function) for _ in range(count)], "ms", reference)
-    warm = bench.function("warm")
-    warm.remote()
-    yield Figure("warm spawn -> user code", [_start(warm) for _ in range(100)], "ms", "2.5 (p95 3.4)")
-    yield times("spawn() itself, warm", lambda: warm.spawn(), 100, "1.5")
-    warm.remote()
-    yield times("spawn() and get(), warm", lambda: warm.spawn().get(), 100, "4.6")
+
+
+def cold_plain(bench: Bench) -> Iterator[Figure]:
+    """The same on a server without a zygote; in a process of its own, as the SDK keeps its first client."""
+    command = [sys.executable, "-m", "bench.local_modal", "--json", "--only", "cold", "--serve=--no-zygote"]
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("MODAL_")}
+    output = subprocess.run(command, env=environ, stdout=subprocess.PIPE, check=True).stdout
+    yield Figure("the same, without a zygote", json.loads(output)[COLD]["values"], "ms", "305 (p95 319)")
+
+
+def warm(bench: Bench) -> Iterator[Figure]:
+    """The same in a container that waits for it."""
+    function = bench.function("warm")
+    function.remote()
+    yield Figure("warm spawn -> user code", [_start(function) for _ in range(100)], "ms", "2.5 (p95 3.4)")
+    yield times("spawn() itself, warm", lambda: function.spawn(), 100, "1.5")
+    function.remote()
+    yield times("spawn() and get(), warm", lambda: function.spawn().get(), 100, "4.6")
 
 
 def _start(function: modal.Function) -> float:
@@ -182,7 +195,17 @@ def imports(bench: Bench) -> Iterator[Figure]:
     )
 
 
-MEASUREMENTS: Sequence[Measurement] = (imports, starts, many_calls, cancels, objects, deployments, web)
+MEASUREMENTS: Sequence[Measurement] = (
+    imports,
+    cold,
+    cold_plain,
+    warm,
+    many_calls,
+    cancels,
+    objects,
+    deployments,
+    web,
+)
 
 
 def memory(bench: Bench, calls: int) -> Iterator[Figure]:
@@ -221,7 +244,7 @@ def main() -> int:
             figures += _told(memory(bench, LONG_CALLS if options.long else CALLS))
         mode = server.mode
     if options.json:
-        print(json.dumps({each.name: [each.median, each.p95, each.unit] for each in figures}))
+        print(json.dumps({each.name: {"unit": each.unit, "values": list(each.values)} for each in figures}))
     else:
         print(f"\nmodal {modal.__version__}, {os.cpu_count()} cores, containers {mode}\n\n{table(figures)}")
     return 0

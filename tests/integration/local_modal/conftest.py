@@ -67,6 +67,8 @@ def client(server: LocalModal, code: str, **values: Any) -> Any:
     """Run code in the server's client process, in a namespace of its own, and return its `result`."""
     # By the token: the next server may get the port of one that has gone.
     if server.token not in _clients:
+        for token in [token for token, process in _clients.items() if process.is_idle]:
+            _clients.pop(token).end()
         _clients[server.token] = _ClientProcess(server)
     return _clients[server.token].run(server, code, values)
 
@@ -112,6 +114,7 @@ class _ClientProcess:
     """
 
     def __init__(self, server: LocalModal) -> None:
+        self._server = server
         self._process = subprocess.Popen(
             [sys.executable, "-c", PRELUDE + LOOP],
             env=server.env,
@@ -136,6 +139,11 @@ class _ClientProcess:
             guard.cancel()
         del _clients[server.token]
         pytest.fail(f"the client process ended or took longer than {CLIENT_SECONDS} s\n{server.log}")
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether its server doesn't run, so that its test is over."""
+        return not self._server.is_running
 
     def end(self) -> None:
         self._process.kill()

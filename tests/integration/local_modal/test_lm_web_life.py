@@ -76,7 +76,9 @@ def test_an_ephemeral_app_has_urls_while_it_runs(server: LocalModal) -> None:
     try:
         assert serving.stdout is not None
         printed = ""
-        while not (found := re.search(r"Created Function web\b.*\n.*(http://127\.0\.0\.1:\d+)", printed)):
+        while not (
+            found := re.search(r"Created (?:web f|F)unction web\b[^:]*(http://127\.0\.0\.1:\d+)", printed)
+        ):
             line = serving.stdout.readline()
             assert line, printed
             printed += line
