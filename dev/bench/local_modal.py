@@ -19,6 +19,7 @@ from typing import Any
 import modal
 import psutil
 
+from bench import local_modal_volumes
 from bench.figures import Figure, seconds, table, times
 from local_modal.testing import LocalModal, wait_until
 
@@ -226,7 +227,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
         "--only", action="append", metavar="NAME", help="a group; there are "
-        + ", ".join([each.__name__ for each in MEASUREMENTS] + ["memory"]),
+        + ", ".join([each.__name__ for each in MEASUREMENTS] + ["memory", "volumes"]),
     )  # fmt: skip
     parser.add_argument(
         "--serve", action="append", default=[], metavar="ARGUMENT", help="an argument of `serve`, repeatable"
@@ -247,6 +248,9 @@ def main() -> int:
         print(json.dumps({each.name: {"unit": each.unit, "values": list(each.values)} for each in figures}))
     else:
         print(f"\nmodal {modal.__version__}, {os.cpu_count()} cores, containers {mode}\n\n{table(figures)}")
+        if not options.only or "volumes" in options.only:
+            print("\nViews of volumes, in ms (python -m bench.local_modal_volumes --help):\n", flush=True)
+            return local_modal_volumes.main([])
     return 0
 
 

@@ -1,6 +1,6 @@
 """How long a container waits for its volumes in local_modal: copies beside overlays, in one run.
 
-    PYTHONPATH=dev python dev/bench/local_modal_volumes.py [FILES ...]
+    PYTHONPATH=dev python -m bench.local_modal_volumes [FILES ...]
 
 Prints milliseconds, each the median of some tries, for volumes of so many files of 4 KiB (100, 1,000 and
 10,000 unless given):
