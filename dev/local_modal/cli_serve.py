@@ -11,6 +11,7 @@ import os
 import shlex
 import signal
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from local_modal.clients import SERVER_FILE
 from local_modal.fault_journal import read_plan
 from local_modal.isolation import NO_NAMESPACES, NotIsolated
 from local_modal.limits import NO_CGROUPS
+from local_modal.quotas import Quotas
 from local_modal.server import Options, Server
 from local_modal.services.images import REFUSE, WARN
 from local_modal.store import StateDirInUse
@@ -128,6 +130,10 @@ def add_command(commands: Any) -> None:
         "--copy-volumes", action="store_true",
         help="give each container copies of its volumes also where the kernel could share them (overlays)",
     )  # fmt: skip
+    serve.add_argument(
+        "--quota", action="append", default=[], metavar="NAME=VALUE",
+        help="accept or keep less than Modal: " + ", ".join(each.name for each in fields(Quotas)),
+    )  # fmt: skip
     serve.add_argument("--json", action="store_true", help="log in JSON lines")
     serve.add_argument("--verbose", action="store_true", help="log more")
     serve.set_defaults(command=_serve)
@@ -155,6 +161,10 @@ def _serve(arguments: argparse.Namespace) -> int:
             raise Refused(f"--image-python {text}: expected GLOB=PATH")
         pairs.append((pattern, python))
     plan = read_plan(arguments.faults) if arguments.faults else None
+    try:
+        quotas = Quotas.parse(arguments.quota)
+    except ValueError as error:
+        raise Refused(f"--quota {error}") from None
     options = Options(
         state_dir=arguments.state_dir,
         host=arguments.host,
@@ -176,6 +186,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         plan=plan,
         background_commits=arguments.background_commits,
         copy_volumes=arguments.copy_volumes,
+        quotas=quotas,
     )
     asyncio.run(_run(options, quiet=arguments.json))
     return 0

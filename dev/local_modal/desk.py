@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from grpclib.const import Status
 from modal_proto import api_pb2 as api
 
-from local_modal.model import Input
+from local_modal.calls import Input
 from local_modal.rpc import RpcError
 
 if TYPE_CHECKING:

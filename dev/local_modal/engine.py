@@ -15,11 +15,12 @@ from grpclib.const import Status
 from modal_proto import api_pb2 as api
 
 from local_modal import ids
+from local_modal.calls import Call, Input
 from local_modal.ledger import Ledger
-from local_modal.model import App, Call, Input, Task
+from local_modal.model import App, Task
 from local_modal.outcomes import Outcomes
 from local_modal.rpc import RpcError
-from local_modal.scheduler import START_FAILURES_TOLERATED, PoolKey, PoolSettings, Scheduler
+from local_modal.scheduler import START_FAILURES_TOLERATED, Pool, PoolKey, PoolSettings, Scheduler
 from local_modal.stopping import Stopper
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CRASHES_BEFORE_READY_TOLERATED = 5
-"""Containers that may die before their first request without having said why."""
+"""Containers of an ephemeral app that may die before their first request without having said why."""
 SERVER_STOP_GRACE = 3.0
 """Seconds that containers have for their exit handlers and final commits when the server stops."""
 
@@ -110,7 +111,7 @@ class Engine:
         for task_id, input_id in plan.input_timeouts:
             self.stopper.input_timed_out(self.tasks[task_id], input_id, self._settings(task_id).timeout)
         for task_id in plan.ignored_cancels:
-            self.stopper.stop(task_id, "user code ignored a cancel")
+            self.stopper.stop(task_id, "user code ignored a cancel", at_once=True)
         for task_id in plan.wake:
             self.tasks[task_id].inputs_wake.set()
         if plan.starved and not self._starved_reported:
@@ -140,6 +141,30 @@ class Engine:
         return event.is_set()
 
     # -- calls
+
+    def admit(self, function_id: str, count: int, *, spawned: bool) -> None:
+        """Check that a function may get `count` more inputs.
+
+        Raises:
+            RpcError: RESOURCE_EXHAUSTED, it has too many already; NOT_FOUND, it is gone.
+        """
+        quotas = self.server.quotas
+        pool = self.scheduler.pools[self.server.functions.ensure_pool(function_id)]
+        pending = len(pool.queue)
+        most = quotas.pending_spawned if spawned else quotas.pending_inputs
+        if pending + count > most:
+            raise RpcError(
+                Status.RESOURCE_EXHAUSTED,
+                f"The function has {pending} pending inputs; {count} more would exceed the limit of {most}. "
+                "Try again later.",
+            )
+        total = pending + sum(len(slot.running) for slot in pool.slots.values())
+        if not spawned and total + count > quotas.total_inputs:
+            raise RpcError(
+                Status.RESOURCE_EXHAUSTED,
+                f"The function has {total} pending and running inputs; {count} more would exceed the limit "
+                f"of {quotas.total_inputs}. Try again later.",
+            )
 
     def submit(self, call: Call, inputs: Iterable[tuple[int, api.FunctionInput]]) -> list[Input]:
         """Queue new inputs of `call`, given with their indexes.
@@ -226,15 +251,23 @@ class Engine:
             if not item.done and not item.running_on and not item.queued:
                 self.outcomes.lost(task, item, how)
         if failed_start:
-            tolerated = (
-                START_FAILURES_TOLERATED if task.result is not None else CRASHES_BEFORE_READY_TOLERATED
-            )
-            if task.result is None:
-                self.announce(task, f"ended before it was ready: {how}")
-            if pool.start_failures >= tolerated:
-                self.outcomes.fail_waiting(pool.key, task, how)
+            self._start_failed(task, pool, how)
         task.exited.set()
         self.kick()
+
+    def _start_failed(self, task: Task, pool: Pool, how: str) -> None:
+        """A container ended before it was ready. For a deployed app others are started for ever, with
+        back-off, and what waits goes on waiting; for an ephemeral one, what waits fails after a while
+        (https://modal.com/docs/guide/retries#container-crashes).
+        """
+        reason = task.result.exception if task.result else how
+        self.announce(task, f"ended before it was ready: {reason}")
+        app = self.server.apps.apps.get(task.app_id)
+        if app is not None and app.deployed:
+            return
+        tolerated = START_FAILURES_TOLERATED if task.result else CRASHES_BEFORE_READY_TOLERATED
+        if pool.start_failures >= tolerated:
+            self.outcomes.fail_waiting(pool.key, task, how)
 
     def announce(self, task: Task, text: str, item: Input | None = None) -> None:
         """Say something about a container in the log of its app, as the server itself, and in the server's
@@ -282,8 +315,8 @@ class Engine:
         self.spawn_background(self.server.workers.launch(task, resolved))
 
     def stop_container(self, task_id: str) -> None:
-        """Let a container go: no more inputs, then SIGINT, then SIGKILL."""
-        self.stopper.stop(task_id, "it was stopped")
+        """End a container: no more inputs, SIGINT, then SIGKILL. What it runs starts again elsewhere."""
+        self.stopper.stop(task_id, "it was stopped", at_once=True)
 
     def preempt(self, task_id: str) -> list[str]:
         """Take a container away as Modal does when it needs the machine (see `Stopper.preempt`); returns the

@@ -1,5 +1,11 @@
 """All calls and inputs, in memory and (for deployed apps) on disk: what was accepted is not lost with the
 server.
+
+What is kept is bounded. Unfinished inputs: by the quotas on what a function may have pending. Finished calls:
+by age (the documented life of results), by number and by the bytes of their results; what was awaited goes
+before what was spawned, the longest finished first. Of an expired call only the id is remembered, so that its
+caller learns that it came too late and not that there never was such a call; the number of those is bounded,
+too.
 """
 
 from __future__ import annotations
@@ -12,15 +18,17 @@ from grpclib.const import Status
 from modal_proto import api_pb2 as api
 
 from local_modal import ids
-from local_modal.model import Call, Input
+from local_modal.calls import Call, Input
 from local_modal.rpc import RpcError
 
 if TYPE_CHECKING:
     from local_modal.server import Server
 
 CALLS, INPUTS = "calls", "inputs"
-CALLS_KEPT = 20_000
-"""Finished calls whose results can be asked for; the oldest go first."""
+EXPIRED_KEPT = 50_000
+"""Ids of expired calls; about 10 MB."""
+CALL_OVERHEAD, INPUT_OVERHEAD = 700, 900
+"""Bytes that a finished call and each of its inputs take beside their results, about."""
 
 
 class Ledger:
@@ -30,41 +38,47 @@ class Ledger:
         self._server = server
         self.calls: dict[str, Call] = {}
         self.inputs: dict[str, Input] = {}
-        self._finished: OrderedDict[str, None] = OrderedDict()
-        """Calls without unfinished inputs, the longest finished first."""
+        self.finished_bytes = 0
+        """What the finished calls take."""
+        self._awaited: OrderedDict[str, float] = OrderedDict()
+        self._spawned: OrderedDict[str, float] = OrderedDict()
+        """Finished calls with the time of their end, the longest finished first."""
+        self._expired: OrderedDict[str, None] = OrderedDict()
 
     def load(self) -> list[Input]:
         """Read back what a former server kept; returns the inputs without a result, the oldest first."""
         for call_id, data in self._server.store.load(CALLS).items():
             self.calls[call_id] = Call(**json.loads(data))
         for input_id, data in self._server.store.load(INPUTS).items():
-            header, _, body = data.partition(b"\n")
-            fields = json.loads(header)
-            item = Input(input_id, self.calls[fields["call_id"]], fields["index"], api.FunctionInput())
-            item.retry_count = fields["retry_count"]
-            item.cancel_requested = fields["cancel_requested"]
-            if fields["done"]:
-                item.output = api.FunctionGetOutputsItem.FromString(body)
-            else:
-                item.payload = api.FunctionInput.FromString(body)
+            item = Input.from_bytes(input_id, data, self.calls)
             item.call.inputs.append(item)
             self.inputs[input_id] = item
+        ended: list[tuple[float, Call]] = []
         for call in self.calls.values():
-            ended = [(item.output.output_created_at, item) for item in call.inputs if item.output]
-            call.finished = [item for _, item in sorted(ended, key=lambda pair: pair[0])]
+            outputs = [(item.output.output_created_at, item) for item in call.inputs if item.output]
+            call.finished = [item for _, item in sorted(outputs, key=lambda pair: pair[0])]
             if not call.unfinished:
-                self._finished[call.call_id] = None
+                ended.append((max((moment for moment, _ in outputs), default=call.created_at), call))
+        for moment, call in sorted(ended, key=lambda pair: pair[0]):
+            self._close(call, moment)
+        self.expire()
         return [item for item in self.inputs.values() if not item.done]
 
     def get(self, call_id: str) -> Call:
         """The call of that id.
 
         Raises:
-            RpcError: NOT_FOUND.
+            RpcError: NOT_FOUND, there is or was none, or it has expired.
         """
+        self.expire()
         if call_id not in self.calls:
             raise RpcError(Status.NOT_FOUND, f"Function call {call_id} not found.")
         return self.calls[call_id]
+
+    def has_expired(self, call_id: str) -> bool:
+        """Whether there was such a call, whose results aren't kept any more."""
+        self.expire()
+        return call_id in self._expired
 
     def of_app(self, app_id: str) -> list[Call]:
         """The calls of an app."""
@@ -96,6 +110,7 @@ class Ledger:
             durable=durable and app.deployed,
         )
         self.calls[call.call_id] = call
+        self._close(call, call.created_at)  # until it has inputs
         if call.durable:
             self._server.store.put(CALLS, call.call_id, call.to_bytes())
         return call
@@ -103,6 +118,8 @@ class Ledger:
     def add(self, call: Call, index: int, payload: api.FunctionInput) -> Input:
         """A new input of `call`."""
         item = Input(ids.new_id(ids.INPUT), call, index, payload)
+        if self._finished(call).pop(call.call_id, None) is not None:
+            self.finished_bytes -= call.kept_bytes  # it goes on: a map puts its inputs little by little
         call.inputs.append(item)
         self.inputs[item.input_id] = item
         self.keep(item)
@@ -118,22 +135,58 @@ class Ledger:
         call = item.call
         item.output = output
         self._server.stats.input_ended(call.function_id, output.result.status)
-        item.payload = api.FunctionInput()  # arguments may be large; nobody needs them any more
+        # Arguments may be large, and nobody needs them any more; but a blob has to be removed some time.
+        item.payload = api.FunctionInput(args_blob_id=item.payload.args_blob_id)
         self.keep(item)
         call.finished.append(item)
         call.notify()
-        call.data_out.notify()
-        call.data_in.notify()
         if not call.unfinished:
-            call.data_in.close()
-            self._finished[call.call_id] = None
-            while len(self._finished) > CALLS_KEPT:
-                self._forget(self._finished.popitem(last=False)[0])
+            call.close_data_in()
+            self._close(call, output.output_created_at)
+            self.expire()
+
+    def expire(self) -> None:
+        """Forget the finished calls that are too old, and the oldest of those that are too many or too
+        large.
+        """
+        quotas, now = self._server.quotas, self._server.clock.time()
+        for finished, lifetime in (
+            (self._awaited, quotas.awaited_result_seconds),
+            (self._spawned, quotas.spawned_result_seconds),
+        ):
+            while finished and (first := next(iter(finished.items())))[1] + lifetime <= now:
+                self._forget(first[0])
+        while (
+            len(self._awaited) + len(self._spawned) > quotas.finished_calls
+            or self.finished_bytes > quotas.finished_bytes
+        ):
+            self._forget(next(iter(self._awaited or self._spawned)))
+
+    def _finished(self, call: Call) -> OrderedDict[str, float]:
+        return self._spawned if call.spawned else self._awaited
+
+    def _close(self, call: Call, moment: float) -> None:
+        call.kept_bytes = CALL_OVERHEAD + call.streamed_bytes()
+        for item in call.inputs:
+            call.kept_bytes += INPUT_OVERHEAD + (item.output.ByteSize() if item.output else 0)
+        self.finished_bytes += call.kept_bytes
+        self._finished(call)[call.call_id] = moment
 
     def _forget(self, call_id: str) -> None:
         call = self.calls.pop(call_id)
+        del self._finished(call)[call_id]
+        self.finished_bytes -= call.kept_bytes
+        self._expired[call_id] = None
+        if len(self._expired) > EXPIRED_KEPT:
+            self._expired.popitem(last=False)
         with self._server.store.transaction():
-            self._server.store.delete(CALLS, call_id)
+            if call.durable:
+                self._server.store.delete(CALLS, call_id)
             for item in call.inputs:
                 self.inputs.pop(item.input_id, None)
-                self._server.store.delete(INPUTS, item.input_id)
+                if call.durable:
+                    self._server.store.delete(INPUTS, item.input_id)
+                result = item.output.result if item.output else api.GenericResult()
+                for blob_id in (item.payload.args_blob_id, result.data_blob_id):
+                    if blob_id:
+                        self._server.blobs.discard(blob_id)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from modal_proto import api_pb2 as api
 
-from local_modal.model import Call, Input, Task
+from local_modal.calls import Call, Input
+from local_modal.model import Task
 from local_modal.rpc import RpcError
 from local_modal.scheduler import PoolKey, restart_delay
 
@@ -73,6 +74,7 @@ class Outcomes:
         if not app.deployed and item.losses > LOSSES_TOLERATED:
             text = f"The container {task.task_id} ended while it ran this input: {how}"
             self.fail(item, api.GenericResult.GENERIC_STATUS_INTERNAL_FAILURE, text, task.task_id)
+            self.fail_waiting(PoolKey(task.function_id, app.generation), task, how)
             return
         delay = restart_delay(item.losses)
         self._engine.announce(task, f"ended: {how}; its input starts again in {delay:g} s", item)
@@ -127,11 +129,11 @@ class Outcomes:
         self.finish(item, result, api.DATA_FORMAT_UNSPECIFIED, task_id, 0.0)
 
     def fail_waiting(self, key: PoolKey, task: Task, how: str) -> None:
-        """Containers of this pool can't start: everything that waits there gets the reason."""
+        """Containers of this pool keep dying: everything that waits there gets the reason."""
         words = "".join(task.last_words).strip()
         result = task.result or api.GenericResult(
             status=api.GenericResult.GENERIC_STATUS_INTERNAL_FAILURE,
-            exception=f"Containers of {task.function_name} end at start: {how}"
+            exception=f"Containers of {task.function_name} keep ending: {how}"
             + (f": {words}" if words else ""),
         )
         pool = self._engine.scheduler.pools.get(key)

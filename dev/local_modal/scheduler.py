@@ -8,18 +8,20 @@ inputs wait in the pool's queue until a container asks for them.
 
 from __future__ import annotations
 
-import heapq
 import math
-from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from local_modal.input_queue import InputQueue
 
 RESTART_DELAY_FIRST = 0.5
 RESTART_DELAY_MAX = 10.0
 """Seconds before an input whose container died runs again: doubling from the first to the maximum."""
 START_FAILURES_TOLERATED = 2
-"""Containers that fail to import the user's code before everything waiting for them fails with that error."""
+"""Containers of an ephemeral app that fail to import the user's code before everything waiting for them fails
+with that error.
+"""
 CANCEL_LIMIT = 60.0
 """Seconds that user code may go on with a cancelled input before its container is ended."""
 
@@ -44,6 +46,8 @@ class PoolSettings:
     """Inputs at a time in one container."""
     batch_size: int = 0
     """More than 0: inputs are handed out in batches of up to this many."""
+    batch_linger: float = 0.0
+    """How long the first input of a batch waits for it to become full."""
     single_use: bool = False
     timeout: float = 300.0
     """Per attempt of an input, from its hand-out."""
@@ -74,24 +78,16 @@ class Slot:
     taken: int = 0
 
 
-class _Delayed(NamedTuple):
-    not_before: float
-    since: float
-    input_id: str
-
-
 @dataclass
 class Pool:
     """The queue and the containers of one variant."""
 
     key: PoolKey
     settings: PoolSettings
-    ready: deque[tuple[str, float]] = field(default_factory=deque)
-    """(input id, when it was queued), in the order in which they will be handed out."""
-    delayed: list[_Delayed] = field(default_factory=list)
-    """A heap of the inputs that wait for their time."""
+    queue: InputQueue = field(default_factory=InputQueue)
     slots: dict[str, Slot] = field(default_factory=dict)
     start_failures: int = 0
+    """Containers in a row that died before they were ready."""
     no_start_before: float = 0.0
     retired: bool = False
 
@@ -101,15 +97,14 @@ class Pool:
 
     def waiting(self) -> list[str]:
         """The inputs in the queue, in the order in which they will start."""
-        return [input_id for input_id, _ in self.ready] + [entry.input_id for entry in sorted(self.delayed)]
+        return self.queue.all()
 
-    def due(self, now: float) -> int:
-        """Inputs that may start now."""
-        while self.delayed and self.delayed[0].not_before <= now:
-            _, since, input_id = heapq.heappop(self.delayed)
-            # It had its turn already, so it goes before those that are new.
-            self.ready.appendleft((input_id, since))
-        return len(self.ready)
+    def batch_due(self, now: float) -> float:
+        """The moment from which a container that asks gets something; infinity if nothing waits."""
+        due = self.queue.due(now)
+        if due >= max(1, self.settings.batch_size):
+            return now
+        return self.queue.oldest() + self.settings.batch_linger
 
 
 class Handout(NamedTuple):
@@ -155,6 +150,8 @@ class Scheduler:
         self.max_containers = max_containers
         self.cancel_limit = cancel_limit
         self.pools: dict[PoolKey, Pool] = {}
+        self._queued: dict[str, Pool] = {}
+        """Where each input waits."""
         self.slots: dict[str, Slot] = {}
 
     def ensure_pool(self, key: PoolKey, settings: PoolSettings) -> Pool:
@@ -165,25 +162,20 @@ class Scheduler:
 
     def submit(self, key: PoolKey, input_id: str, now: float) -> None:
         """Queue a new input."""
-        self.pools[key].ready.append((input_id, now))
+        self._add(key, input_id).add(input_id, now)
 
     def resubmit(self, key: PoolKey, input_id: str, now: float, delay: float) -> None:
         """Queue an input again, to start before the new ones once `delay` seconds have passed."""
-        heapq.heappush(self.pools[key].delayed, _Delayed(now + delay, now, input_id))
+        self._add(key, input_id).add_again(input_id, now, delay)
+
+    def _add(self, key: PoolKey, input_id: str) -> InputQueue:
+        self._queued[input_id] = pool = self.pools[key]
+        return pool.queue
 
     def withdraw(self, input_id: str) -> bool:
         """Take a queued input out; False if it isn't queued."""
-        for pool in self.pools.values():
-            for entry in pool.ready:
-                if entry[0] == input_id:
-                    pool.ready.remove(entry)
-                    return True
-            for delayed in pool.delayed:
-                if delayed.input_id == input_id:
-                    pool.delayed.remove(delayed)
-                    heapq.heapify(pool.delayed)
-                    return True
-        return False
+        pool = self._queued.pop(input_id, None)
+        return pool is not None and pool.queue.remove(input_id)
 
     def started(self, task_id: str, key: PoolKey, now: float) -> None:
         """A container's process is being started."""
@@ -202,8 +194,11 @@ class Scheduler:
             pool.start_failures = 0
         if slot.retiring:
             return Handout([], exit=True)
-        count = min(pool.due(now), max(1, pool.settings.batch_size))
-        input_ids = [pool.ready.popleft()[0] for _ in range(count)]
+        input_ids = []
+        if pool.batch_due(now) <= now:
+            input_ids = pool.queue.take(max(1, pool.settings.batch_size))
+        for input_id in input_ids:
+            del self._queued[input_id]
         slot.running.update(dict.fromkeys(input_ids, now))
         if input_ids:
             slot.idle_since = None
@@ -251,9 +246,9 @@ class Scheduler:
             return []
         pool.retired = True
         self.retire(list(pool.slots))
-        waiting = pool.waiting()
-        pool.ready.clear()
-        pool.delayed.clear()
+        waiting = pool.queue.clear()
+        for input_id in waiting:
+            del self._queued[input_id]
         self._forget_if_empty(pool)
         return waiting
 
@@ -276,13 +271,15 @@ class Scheduler:
         for pool in list(self.pools.values()):
             self._check_deadlines(pool, plan, now)
             self._scale_down(pool, plan, now)
-            pool.due(now)
-            if pool.delayed:
-                plan.at(pool.delayed[0].not_before)
         self._scale_up(plan, now)
-        for slot in self.slots.values():
-            if slot.retiring or (slot.ready_at is not None and self.pools[slot.pool].due(now)):
-                plan.wake.append(slot.task_id)
+        for pool in self.pools.values():
+            batch_due = pool.batch_due(now)
+            plan.at(pool.queue.next_due())
+            if batch_due > now and any(slot.ready_at is not None for slot in pool.live()):
+                plan.at(batch_due)
+            for slot in pool.slots.values():
+                if slot.retiring or (slot.ready_at is not None and batch_due <= now):
+                    plan.wake.append(slot.task_id)
         return plan
 
     def _check_deadlines(self, pool: Pool, plan: Plan, now: float) -> None:
@@ -336,7 +333,7 @@ class Scheduler:
                     plan.starts.append(key)
                     room -= 1
                     continue
-                if self.pools[key].due(now):
+                if self.pools[key].queue.due(now):
                     plan.starved = True
                     if not self.pools[key].live() and key not in plan.starts:
                         self._make_room(key)
@@ -350,7 +347,7 @@ class Scheduler:
         live = pool.live()
         per_container = max(1, settings.concurrency, settings.batch_size)
         places = sum(max(0, per_container - len(slot.running)) for slot in live)
-        due = pool.due(now)
+        due = pool.queue.due(now)
         missing = math.ceil(max(0, due - places) / per_container)
         if due or any(slot.running for slot in live):
             missing += settings.buffer_containers
@@ -373,7 +370,7 @@ class Scheduler:
 
     @staticmethod
     def _oldest(pool: Pool) -> float:
-        return pool.ready[0][1] if pool.ready else math.inf
+        return pool.queue.oldest()
 
     def _make_room(self, key: PoolKey) -> None:
         """Retire the longest idle container of another pool: a full server must not starve a function that
@@ -386,7 +383,7 @@ class Scheduler:
             min(idle, key=lambda slot: slot.idle_since or 0.0).retiring = True
 
     def _forget_if_empty(self, pool: Pool) -> None:
-        if pool.retired and not pool.slots and not pool.ready and not pool.delayed:
+        if pool.retired and not pool.slots and not len(pool.queue):
             self.pools.pop(pool.key, None)
 
 

@@ -7,7 +7,7 @@ import random
 import socket
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from grpclib.config import Configuration
@@ -21,6 +21,7 @@ from local_modal.fault_journal import Journal, Plan
 from local_modal.fault_targets import Targets
 from local_modal.faults import Faults
 from local_modal.grpc_server import GrpcServer
+from local_modal.quotas import Quotas
 from local_modal.rpc import Dispatcher, Service
 from local_modal.scheduler import CANCEL_LIMIT
 from local_modal.services.apps import AppService
@@ -99,6 +100,8 @@ class Options:
     without a number."""
     copy_volumes: bool = False
     """Never mount volumes as overlays."""
+    quotas: Quotas = field(default_factory=Quotas)
+    """What is accepted and kept, to begin with."""
 
 
 class Server:
@@ -107,6 +110,7 @@ class Server:
     def __init__(self, options: Options, clock: Clock | None = None) -> None:
         self.options = options
         self.state_dir = options.state_dir.resolve()
+        self.quotas = replace(options.quotas)
         self.store = Store(self.state_dir)
         self.clock: Clock = clock or SystemClock(float(self.store.load(CLOCK).get("offset", b"0")))
         self.access = Access(self.state_dir)

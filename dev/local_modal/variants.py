@@ -65,17 +65,23 @@ def pool_settings(definition: api.Function, override: api.AutoscalerSettings | N
     settings = api.AutoscalerSettings.FromString(definition.autoscaler_settings.SerializeToString())
     if override is not None:
         settings.MergeFrom(override)
+
+    def chosen(name: str, otherwise: int) -> int:
+        """A setting that is there counts, also if it is 0."""
+        return int(getattr(settings, name)) if settings.HasField(name) else otherwise
+
     timeout = definition.timeout_secs or DEFAULT_TIMEOUT
     fixed_port = is_web_server(definition)
     return PoolSettings(
-        max_containers=1 if fixed_port else settings.max_containers or definition.concurrency_limit,
-        min_containers=settings.min_containers or definition.warm_pool_size,
-        buffer_containers=settings.buffer_containers or definition._experimental_buffer_containers,
+        max_containers=1 if fixed_port else chosen("max_containers", definition.concurrency_limit),
+        min_containers=chosen("min_containers", definition.warm_pool_size),
+        buffer_containers=chosen("buffer_containers", definition._experimental_buffer_containers),
         scaledown_window=float(
-            settings.scaledown_window or definition.task_idle_timeout_secs or DEFAULT_SCALEDOWN
+            chosen("scaledown_window", definition.task_idle_timeout_secs) or DEFAULT_SCALEDOWN
         ),
         concurrency=definition.target_concurrent_inputs or definition.max_concurrent_inputs or 1,
         batch_size=definition.batch_max_size,
+        batch_linger=definition.batch_linger_ms / 1000,
         single_use=definition.single_use_containers or definition.max_inputs == 1,
         timeout=float(timeout),
         startup_timeout=float(definition.startup_timeout_secs or timeout),

@@ -18,6 +18,7 @@ HEARTBEAT_EXPIRY = 60.0
 stopped.
 """
 STOPPED_APPS_KEPT = 200
+LIVING_FOR_THEIR_CLIENT = (api.APP_STATE_INITIALIZING, api.APP_STATE_EPHEMERAL, api.APP_STATE_DETACHED)
 
 
 class AppService(Service):
@@ -117,23 +118,59 @@ class AppService(Service):
         app = self.get(request.app_id)
         if app.state == api.APP_STATE_STOPPED:
             raise RpcError(Status.FAILED_PRECONDITION, f"App {app.app_id} has been stopped.")
+        if getattr(request, "staged", False):  # not before modal 1.6
+            raise RpcError(Status.UNIMPLEMENTED, "The local Modal server has no staged deployments.")
+        if self._unchanged(app, request):
+            self.server.functions.discard_staged(app)
+            # Without deployed_at, which means that there was nothing to do.
+            return api.AppPublishResponse(
+                url=self.page_url(app), server_warnings=await self._image_warnings(app)
+            )
+        app.name = request.name or app.name
+        # `modal serve` publishes its running app again, without saying what it is.
+        app.state = request.app_state or app.state
+        app.function_ids = dict(request.function_ids)
+        app.class_ids = dict(request.class_ids)
+        app.tags = dict(request.tags)
+        version = request.client_version or caller().client_version
+        await self._put_in_force(app, request.deployment_tag, version)
+        return api.AppPublishResponse(
+            url=self.page_url(app),
+            deployed_at=app.deployed_at,
+            server_warnings=await self._image_warnings(app),
+        )
+
+    async def AppRollover(self, request: api.AppRolloverRequest) -> api.AppRolloverResponse:
+        app = self.get(request.app_id)
+        if not app.deployed:
+            raise RpcError(Status.FAILED_PRECONDITION, f"App {app.app_id} is not deployed.")
+        await self._put_in_force(app, "", caller().client_version)
+        return api.AppRolloverResponse(url=self.page_url(app), deployed_at=app.deployed_at)
+
+    def _unchanged(self, app: App, request: api.AppPublishRequest) -> bool:
+        """Whether this publish would change nothing, which the SDK reports as "no changes detected". What
+        Modal compares isn't documented; here it is everything that a deployment says.
+        """
+        return (
+            app.running
+            and request.app_state in (app.state, api.APP_STATE_UNSPECIFIED)
+            and request.name in (app.name, "")
+            and not request.deployment_tag
+            and app.function_ids == dict(request.function_ids)
+            and app.class_ids == dict(request.class_ids)
+            and app.tags == dict(request.tags)
+            and self.server.functions.unchanged(app)
+        )
+
+    async def _put_in_force(self, app: App, tag: str, client_version: str) -> None:
+        """A new version of the app: new containers for what waits, the old ones end what they run."""
         now = self.server.clock.time()
         functions = self.server.functions
         with self.server.store.transaction():
-            app.name = request.name or app.name
-            app.state = request.app_state
             app.deployed_at = now
             app.generation += 1
-            app.function_ids = dict(request.function_ids)
-            app.class_ids = dict(request.class_ids)
-            app.tags = dict(request.tags)
             app.history.append(
-                {
-                    "version": app.generation,
-                    "deployed_at": now,
-                    "tag": request.deployment_tag,
-                    "client_version": request.client_version or caller().client_version,
-                }
+                {"version": app.generation, "deployed_at": now, "tag": tag, "client_version": client_version}
             )
             functions.publish(app)
             if app.deployed:
@@ -145,19 +182,18 @@ class AppService(Service):
         for record in functions.of(app):
             if record.definition is not None:
                 self.server.engine.spawn_background(self.server.workers.prepare(record.definition))
-        image_ids = {
-            record.definition.image_id for record in functions.of(app) if record.definition is not None
-        }
-        return api.AppPublishResponse(
-            url=self.page_url(app),
-            deployed_at=now,
-            server_warnings=await self.server.images.warnings(image_ids),
-        )
+
+    async def _image_warnings(self, app: App) -> list[api.Warning]:
+        definitions = [record.definition for record in self.server.functions.of(app)]
+        return await self.server.images.warnings({each.image_id for each in definitions if each is not None})
 
     async def AppClientDisconnect(self, request: api.AppClientDisconnectRequest) -> Empty:
         app = self.apps.get(request.app_id)
         if app is not None and app.state in (api.APP_STATE_INITIALIZING, api.APP_STATE_EPHEMERAL):
             self._end(app)
+        elif app is not None and app.state == api.APP_STATE_DETACHED:
+            app.last_heartbeat = 0.0
+            self._end_if_abandoned(app)
         return Empty()
 
     async def AppStop(self, request: api.AppStopRequest) -> Empty:
@@ -220,11 +256,18 @@ class AppService(Service):
     async def _stop_abandoned(self) -> None:
         while True:
             await self.server.clock.sleep(HEARTBEAT_EXPIRY / 4)
-            oldest = self.server.clock.time() - HEARTBEAT_EXPIRY
             for app in list(self.apps.values()):
-                abandoned = app.state in (api.APP_STATE_INITIALIZING, api.APP_STATE_EPHEMERAL)
-                if abandoned and app.last_heartbeat < oldest:
-                    self._end(app)
+                self._end_if_abandoned(app)
+
+    def _end_if_abandoned(self, app: App) -> None:
+        """Stop an app that lives for its client, once that is gone; a detached one first ends its calls."""
+        expired = app.last_heartbeat < self.server.clock.time() - HEARTBEAT_EXPIRY
+        if not expired or app.state not in LIVING_FOR_THEIR_CLIENT:
+            return
+        calls = self.server.engine.ledger.of_app(app.app_id)
+        if app.state == api.APP_STATE_DETACHED and any(call.unfinished for call in calls):
+            return
+        self._end(app)
 
     # -- reading
 

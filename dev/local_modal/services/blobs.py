@@ -87,6 +87,10 @@ class BlobService(Service):
         """Drop a blob that nobody will ask for again."""
         await asyncio.to_thread((self._dir / Path(blob_id).name).unlink, missing_ok=True)
 
+    def discard(self, blob_id: str) -> None:
+        """Remove a blob that nobody can ask for any more; nothing happens if it isn't there."""
+        (self._dir / Path(blob_id).name).unlink(missing_ok=True)
+
     async def BlobCreate(self, request: api.BlobCreateRequest) -> api.BlobCreateResponse:
         blob_id = ids.new_id(ids.BLOB)
         return api.BlobCreateResponse(

@@ -9,12 +9,8 @@ from google.protobuf.empty_pb2 import Empty
 from grpclib.const import Status
 from modal_proto import api_pb2 as api
 
-from local_modal.model import Call, Stream
+from local_modal.calls import Call, Stream
 from local_modal.rpc import RpcError, Service, container_caller
-
-MAX_INPUTS_OUTSTANDING = 1000
-"""How far the SDK's map may run ahead of the outputs."""
-
 
 RESPONSE_AHEAD_BYTES = 16 * 2**20
 """How much of a web response may wait here for a client that reads slowly."""
@@ -24,6 +20,8 @@ class CallService(Service):
     """FunctionMap, FunctionPutInputs, FunctionGetOutputs, FunctionCall*, FunctionGetCallGraph."""
 
     async def FunctionMap(self, request: api.FunctionMapRequest) -> api.FunctionMapResponse:
+        spawned = request.function_call_invocation_type == api.FUNCTION_CALL_INVOCATION_TYPE_ASYNC
+        self.server.engine.admit(request.function_id, len(request.pipelined_inputs), spawned=spawned)
         with self.server.store.transaction():
             call = self.server.engine.ledger.open(
                 request.function_id,
@@ -39,11 +37,12 @@ class CallService(Service):
             retry_policy=definition.retry_policy,
             function_call_jwt=call.call_id,
             sync_client_retries_enabled=False,  # the server retries, for every kind of call
-            max_inputs_outstanding=MAX_INPUTS_OUTSTANDING,
+            max_inputs_outstanding=self.server.quotas.map_outstanding,
         )
 
     async def FunctionPutInputs(self, request: api.FunctionPutInputsRequest) -> api.FunctionPutInputsResponse:
         call = self.server.engine.ledger.get(request.function_call_id)
+        self.server.engine.admit(call.function_id, len(request.inputs), spawned=call.spawned)
         return api.FunctionPutInputsResponse(inputs=self._add(call, request.inputs))
 
     def _add(
@@ -67,6 +66,9 @@ class CallService(Service):
     async def FunctionGetOutputs(
         self, request: api.FunctionGetOutputsRequest
     ) -> api.FunctionGetOutputsResponse:
+        if self.server.engine.ledger.has_expired(request.function_call_id):
+            # Neither outputs nor unfinished inputs: to the SDK that is OutputExpiredError.
+            return api.FunctionGetOutputsResponse(last_entry_id=request.last_entry_id)
         call = self.server.engine.ledger.get(request.function_call_id)
         deadline = self.server.clock.time() + request.timeout
         while True:

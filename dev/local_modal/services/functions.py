@@ -47,6 +47,8 @@ class FunctionService(Service):
         self.classes = {
             key: api.ClassHandleMetadata.FromString(data) for key, data in store.load(CLASSES).items()
         }
+        self._changed_classes: set[str] = set()
+        """Created again with other methods since their app was published."""
         self._variants = {
             key: api.FunctionBindParamsRequest.FromString(data) for key, data in store.load(VARIANTS).items()
         }
@@ -125,6 +127,7 @@ class FunctionService(Service):
             record.autoscaler = None
             if app.deployed:
                 self.keep(record)
+        self._changed_classes.difference_update(app.class_ids.values())
         if app.deployed:
             for class_id in app.class_ids.values():
                 self.server.store.put(CLASSES, class_id, self.classes[class_id].SerializeToString())
@@ -132,6 +135,22 @@ class FunctionService(Service):
     def keep(self, record: FunctionRecord) -> None:
         """Write down what is deployed."""
         self.server.store.put(FUNCTIONS, record.function_id, record.to_bytes())
+
+    def unchanged(self, app: App) -> bool:
+        """Whether publishing what has been created for `app` would change nothing."""
+        for record in self.of(app):
+            if record.function_id not in app.function_ids.values() or record.definition is None:
+                return False
+            if record.autoscaler is not None:
+                return False  # a deployment takes back what was changed after the last one
+            if record.staged is not None and record.staged != record.definition:
+                return False
+        return not self._changed_classes.intersection(app.class_ids.values())
+
+    def discard_staged(self, app: App) -> None:
+        """Forget what has been created for `app` since its last publish."""
+        for record in self.of(app):
+            record.staged = None
 
     def warm(self, app: App) -> None:
         """Make the pools of functions that keep containers warm, which nobody has called yet."""
@@ -256,6 +275,8 @@ class FunctionService(Service):
     async def ClassCreate(self, request: api.ClassCreateRequest) -> api.ClassCreateResponse:
         class_id = request.existing_class_id or ids.new_id(ids.CLASS)
         metadata = api.ClassHandleMetadata(methods=request.methods)
+        if self.classes.get(class_id) != metadata:
+            self._changed_classes.add(class_id)
         self.classes[class_id] = metadata
         return api.ClassCreateResponse(class_id=class_id, handle_metadata=metadata)
 
@@ -342,7 +363,7 @@ class FunctionService(Service):
         if pool is None:
             return api.FunctionStats()
         return api.FunctionStats(
-            backlog=len(pool.ready) + len(pool.delayed),
+            backlog=len(pool.queue),
             num_total_tasks=len(pool.slots),
             num_running_inputs=sum(len(slot.running) for slot in pool.slots.values()),
         )

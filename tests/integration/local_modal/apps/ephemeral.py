@@ -21,6 +21,12 @@ def wait_for_ever() -> None:
     time.sleep(600)
 
 
+@app.function()
+def until_told() -> str:
+    told: str = modal.Queue.from_name("told", create_if_missing=True).get()
+    return told
+
+
 @app.local_entrypoint()
 def main(count: int = 1) -> None:
     for number in range(count):
