@@ -54,7 +54,8 @@ class Stopper:
             if item.running_on == {task.task_id} and not item.call.answering:
                 engine.outcomes.queue(item)
                 moved.append(input_id)
-        engine.announce(task, "is preempted; its inputs start again in another container")
+        again = "; what it runs starts again in another container" if moved else ""
+        engine.announce(task, f"is preempted{again}")
         if not task.stop_reason:
             task.stop_reason = "it was preempted"
             self._climb(task, 0.0, self._server.options.preemption_grace)

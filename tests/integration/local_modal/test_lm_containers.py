@@ -154,7 +154,7 @@ def test_a_timeout_ends_the_input_and_everything_in_its_container(
         "except modal.exception.FunctionTimeoutError:\n    result = time.time() - begin",
         ignore_signals=ignore_signals,
     )
-    assert 2 <= result < 10
+    assert 2 <= result < 40  # most of it the start of the container
     wait_until(lambda: not server.tasks("too_slow"), 15, "the container is gone")
     wait_until(lambda: not processes("sleep", "1234"), 5, "so is the process that user code left")
 

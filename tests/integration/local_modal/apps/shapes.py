@@ -69,7 +69,7 @@ def note(number: int) -> None:
     modal.Queue.from_name("shapes-notes", create_if_missing=True).put(number)
 
 
-@app.cls(scaledown_window=2)
+@app.cls()
 class Counter:
     start: int = modal.parameter(default=0)
     name: str = modal.parameter(default="nobody")
