@@ -233,16 +233,22 @@ class Call(Changes):
         if self._data_in is not None:
             self._data_in.close()
 
-    def streamed_bytes(self) -> int:
-        """What its streams take."""
-        return sum(stream.held_bytes for stream in (self._data_out, self._data_in) if stream is not None)
+    def blob_ids(self) -> set[str]:
+        """The blobs that it has as arguments, results or chunks of its streams."""
+        found = {item.payload.args_blob_id for item in self.inputs}
+        found.update(item.output.result.data_blob_id for item in self.inputs if item.output is not None)
+        found.update(chunk.data_blob_id for stream in self.streams() for chunk in stream.chunks.values())
+        return found - {""}
+
+    def streams(self) -> list[Stream]:
+        """Those of its streams that have been used."""
+        return [stream for stream in (self._data_out, self._data_in) if stream is not None]
 
     def notify(self) -> None:
         """Wake everybody who waits for a change, of its streams, too: they end with their call."""
         super().notify()
-        for stream in (self._data_out, self._data_in):
-            if stream is not None:
-                stream.notify()
+        for stream in self.streams():
+            stream.notify()
 
     def to_bytes(self) -> bytes:
         """For the store, without the inputs."""

@@ -26,7 +26,8 @@ class SystemClock:
 
     def __init__(self, offset: float = 0.0) -> None:
         self.offset = offset
-        self._sleepers: set[asyncio.Future[None]] = set()
+        self._sleepers: dict[asyncio.Future[None], None] = {}
+        """In the order of their arrival."""
 
     def time(self) -> float:
         """Seconds since the epoch."""
@@ -41,7 +42,7 @@ class SystemClock:
         if not seconds >= 0:
             raise ValueError(f"a clock can't be put back: {seconds}")
         self.offset += seconds
-        for sleeper in self._sleepers:
+        for sleeper in list(self._sleepers):
             if not sleeper.done():
                 sleeper.set_result(None)
 
@@ -53,12 +54,12 @@ class SystemClock:
             remaining = wake_at - loop.time() - self.offset
             sleeper: asyncio.Future[None] = loop.create_future()
             timer = loop.call_later(max(0.0, remaining), _wake, sleeper)
-            self._sleepers.add(sleeper)
+            self._sleepers[sleeper] = None
             try:
                 await sleeper
             finally:
                 timer.cancel()
-                self._sleepers.discard(sleeper)
+                del self._sleepers[sleeper]
             if loop.time() + self.offset >= wake_at - 1e-6:
                 return
 

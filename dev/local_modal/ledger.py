@@ -166,7 +166,7 @@ class Ledger:
         return self._spawned if call.spawned else self._awaited
 
     def _close(self, call: Call, moment: float) -> None:
-        call.kept_bytes = CALL_OVERHEAD + call.streamed_bytes()
+        call.kept_bytes = CALL_OVERHEAD + sum(stream.held_bytes for stream in call.streams())
         for item in call.inputs:
             call.kept_bytes += INPUT_OVERHEAD + (item.output.ByteSize() if item.output else 0)
         self.finished_bytes += call.kept_bytes
@@ -186,7 +186,5 @@ class Ledger:
                 self.inputs.pop(item.input_id, None)
                 if call.durable:
                     self._server.store.delete(INPUTS, item.input_id)
-                result = item.output.result if item.output else api.GenericResult()
-                for blob_id in (item.payload.args_blob_id, result.data_blob_id):
-                    if blob_id:
-                        self._server.blobs.discard(blob_id)
+        for blob_id in call.blob_ids():
+            self._server.blobs.discard(blob_id)

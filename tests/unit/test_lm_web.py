@@ -9,7 +9,7 @@ import pytest
 from modal_proto import api_pb2 as api
 
 from local_modal import asgi, web_server
-from local_modal.model import Stream
+from local_modal.calls import Stream
 from local_modal.rpc import RpcError
 from local_modal.scheduler import PoolKey, PoolSettings, Scheduler
 from local_modal.variants import pool_settings

@@ -56,15 +56,8 @@ class BlobService(Service):
 
     def _referred(self) -> set[str]:
         """The blobs that calls have as arguments, results or chunks of their streams."""
-        referred = set()
-        for call in self.server.engine.ledger.calls.values():
-            for item in call.inputs:
-                referred.add(item.payload.args_blob_id)
-                if item.output is not None:
-                    referred.add(item.output.result.data_blob_id)
-            for stream in (call.data_in, call.data_out):
-                referred.update(chunk.data_blob_id for chunk in stream.chunks.values())
-        return referred
+        calls = self.server.engine.ledger.calls.values()
+        return {blob_id for call in calls for blob_id in call.blob_ids()}
 
     def path(self, blob_id: str) -> Path:
         """The file of an uploaded blob.

@@ -9,7 +9,7 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.timestamp_pb2 import Timestamp
 from modal_proto import api_pb2 as api
 
-from local_modal.model import Input
+from local_modal.calls import Input
 from local_modal.rpc import Service, build
 
 WORKSPACE, USER = "local", "local"
