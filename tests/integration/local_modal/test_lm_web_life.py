@@ -85,6 +85,10 @@ def test_an_ephemeral_app_has_urls_while_it_runs(server: LocalModal) -> None:
         url = found.group(1)
         wait_until(lambda: not refused(url))
         assert seen(url)["tag"] == "served"
+        for line in serving.stdout:
+            if "Watching" in line:
+                break
+        time.sleep(1)  # an interrupt in the moment when the watch begins is lost within the SDK
         serving.send_signal(signal.SIGINT)
         serving.communicate(timeout=30)
     finally:
