@@ -10,7 +10,8 @@ from pathlib import Path
 
 from modal_proto import api_pb2 as api
 
-from local_modal.model import Call, FunctionRecord, Input
+from local_modal.calls import Call, Input
+from local_modal.model import FunctionRecord
 from local_modal.server import Options, Server
 from local_modal.services.blobs import ORPHANS_KEPT
 from local_modal.services.mounts import UNUSED_KEPT
