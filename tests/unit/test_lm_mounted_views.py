@@ -12,7 +12,8 @@ import pytest
 from modal_proto import api_pb2
 
 from local_modal.volumes.manifest import Changes, file
-from local_modal.volumes.mounted import SPARES_PER_MOUNT, MountedViews, NotMounted
+from local_modal.volumes.mounted import SPARES_PER_MOUNT, MountedViews, NotMounted, empty
+from local_modal.volumes.overlays import USER
 from local_modal.volumes.store import UnknownVolume, VolumeStore
 from local_modal.volumes.views import NotADirectoryInVolume
 
@@ -156,5 +157,58 @@ def test_concurrent_commits_of_one_container_do_not_disturb_each_other(
         await asyncio.gather(*(views.commit("ta-1", VOLUME) for _ in range(5)))
         await asyncio.gather(views.commit("ta-1", VOLUME), views.reload("ta-1", VOLUME))
         assert {f"n{number}" for number in range(20)} <= set(store.head(VOLUME).manifest)
+
+    run(scenario)
+
+
+def test_background_commits_are_made_where_the_mount_allows_them(
+    views: MountedViews, store: VolumeStore
+) -> None:
+    def mounted(name: str, **options: bool) -> api_pb2.VolumeMount:
+        return api_pb2.VolumeMount(volume_id=VOLUME, mount_path=f"/{name}", **options)
+
+    async def scenario() -> None:
+        allowed, forbidden, read_only = await views.open(
+            "ta-1",
+            [
+                mounted("allowed", allow_background_commits=True),
+                mounted("forbidden"),
+                mounted("read-only", allow_background_commits=True, read_only=True),
+            ],
+        )
+        (ended,) = await views.open("ta-2", [mounted("ended", allow_background_commits=True)])
+        for bound in (allowed, forbidden, read_only, ended):
+            (bound.host_path / bound.mount_path.strip("/")).write_text("x")
+        await views.close("ta-2")
+        await views.commit_in_background()
+        assert set(store.head(VOLUME).manifest) == {"f", "d", "d/g", "allowed"}
+        store.delete(VOLUME)
+        (allowed.host_path / "another").write_text("x")
+        await views.commit_in_background()  # has nowhere to go
+
+    run(scenario)
+
+
+def test_what_a_former_server_left_is_removed(tmp_path: Path) -> None:
+    directory = tmp_path / "views"
+    locked = directory / "ta-1" / "0" / "work" / "work"
+    locked.mkdir(parents=True)
+    (locked / "index").mkdir()
+    locked.chmod(0)
+    empty(directory)
+    assert list(directory.iterdir()) == []
+
+
+def test_overlays_are_mounted_unless_the_sub_path_has_characters_of_mount_options(
+    store: VolumeStore, tmp_path: Path
+) -> None:
+    async def scenario() -> None:
+        views = MountedViews(store, tmp_path / "views", lambda task_id: [], overlays=USER)
+        whole, part, odd = await views.open("ta-1", [mount(), mount("d"), mount("at=12:00")])
+        assert whole.layers is not None and part.layers is not None and odd.layers is None
+        assert part.layers.lower == f"{whole.layers.lower}/d"
+        assert whole.service_path != part.service_path
+        await views.close("ta-1")
+        assert not (tmp_path / "views" / "ta-1").exists()
 
     run(scenario)

@@ -253,3 +253,21 @@ def test_a_tree_that_somebody_has_tampered_with_is_made_anew(store: VolumeStore,
     trees.release(tree)
     store.commit(VOLUME, Changes(deletes=["d/f"]))
     assert content(Path(trees.acquire(VOLUME).path)) == committed(store)
+
+
+def test_directories_that_nobody_may_write_to_are_mounted_and_removed(
+    store: VolumeStore, trees: Trees, open_view: OpenView
+) -> None:
+    upload(store, "d/f", "x")
+    view = open_view()
+    (view.inside / "d").chmod(0o555)
+    view.commit([])
+    view.close()
+    again = open_view()
+    assert (again.inside / "d").stat().st_mode & 0o7777 == 0o555
+    upload(store, "e", "y")
+    again.reload([])
+    assert content(again.inside) == committed(store)
+    again.close()
+    trees.forget(VOLUME)
+    assert not list(again.upper.parent.parent.glob("[0-9]"))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
@@ -12,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aiohttp import web
 from google.protobuf.empty_pb2 import Empty
 from grpclib.const import Status
 from modal_proto import api_pb2
@@ -21,8 +18,8 @@ from local_modal.ids import VOLUME
 from local_modal.isolation import ISOLATED
 from local_modal.objects import Objects, Record
 from local_modal.rpc import RpcError, Service, container_caller
+from local_modal.services.volume_transfer import DEFAULT_FILE_MODE, PutFiles2, VolumeTransfer
 from local_modal.volumes import limits, overlays, paths
-from local_modal.volumes.blobs import BLOCK_SIZE, MissingBlob
 from local_modal.volumes.manifest import DIRECTORY, FILE, SYMLINK, Changes, Entry, Manifest, file
 from local_modal.volumes.mounted import MountedViews, NotMounted, empty
 from local_modal.volumes.store import UnknownVolume, VolumeStore
@@ -33,7 +30,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-DEFAULT_FILE_MODE = 0o644
 SWEEP_SECONDS = 60.0
 LIST_BATCH = 1000
 """Entries per message of a listing, far below the message size limit."""
@@ -56,7 +52,6 @@ _STATUSES: dict[type[Exception], Status] = {
 }
 
 PutFiles = api_pb2.VolumePutFilesRequest
-PutFiles2 = api_pb2.VolumePutFiles2Request
 
 
 class VolumeService(Service):
@@ -73,14 +68,14 @@ class VolumeService(Service):
         self.files: VolumeStore
         self.mounted: MountedViews
         self._background: list[asyncio.Task[None]] = []
-        server.http.add_route("PUT", "/volumes/blocks/{sha256}", self._receive_block)
-        server.http.add_route("GET", "/volumes/contents/{sha256}", self._send_content)
+        self.transfer = VolumeTransfer(server)
 
     async def start(self) -> None:
         """Load all Volumes, remove the contents that none of them has any more and what containers of a
         former server have left; find out how volumes can be mounted."""
         await self.objects.start()
         self.files = await asyncio.to_thread(VolumeStore, self.server.state_dir / "volumes")
+        self.transfer.blobs = self.files.blobs
         records = {record.object_id: record for record in self.objects.all()}
         for volume_id, record in records.items():
             self.files.create(volume_id, _limits(record))
@@ -192,14 +187,14 @@ class VolumeService(Service):
 
     async def VolumePutFiles(self, request: PutFiles) -> Empty:
         self.objects.get(request.volume_id)
-        entries = await asyncio.to_thread(self._uploaded_files, request.files)
+        entries = await asyncio.to_thread(self.transfer.uploaded_files, request.files)
         await self._upload(request.volume_id, entries, not request.disallow_overwrite_existing_files)
         return Empty()
 
     async def VolumePutFiles2(self, request: PutFiles2) -> api_pb2.VolumePutFiles2Response:
         self.objects.get(request.volume_id)
         overwrite = not request.disallow_overwrite_existing_files
-        missing = await asyncio.to_thread(self._missing_blocks, request.files)
+        missing = await asyncio.to_thread(self.transfer.missing_blocks, request.files)
         if missing:
             # Before the client uploads gigabytes in vain.
             placeholders = {put.path: file("", put.size, DEFAULT_FILE_MODE, 0) for put in request.files}
@@ -208,7 +203,7 @@ class VolumeService(Service):
                     request.volume_id, lambda manifest: paths.upload(manifest, placeholders, overwrite)
                 )
             return api_pb2.VolumePutFiles2Response(missing_blocks=missing)
-        entries = await asyncio.to_thread(self._assembled_files, request.files)
+        entries = await asyncio.to_thread(self.transfer.assembled_files, request.files)
         await self._upload(request.volume_id, entries, overwrite)
         return api_pb2.VolumePutFiles2Response()
 
@@ -216,14 +211,7 @@ class VolumeService(Service):
         entry = self._file(request.volume_id, request.path)
         start = min(request.start, entry.size)
         end = min(start + request.len, entry.size) if request.len else entry.size
-        urls = []
-        position = start
-        while position < end:
-            block_end = min(end, (position // BLOCK_SIZE + 1) * BLOCK_SIZE)
-            urls.append(
-                f"{self.server.http.url}/volumes/contents/{entry.sha256}?start={position}&end={block_end}"
-            )
-            position = block_end
+        urls = self.transfer.urls(entry, start, end)
         return api_pb2.VolumeGetFile2Response(get_urls=urls, size=entry.size, start=start, len=end - start)
 
     async def VolumeRemoveFile(self, request: api_pb2.VolumeRemoveFileRequest) -> Empty:
@@ -265,7 +253,8 @@ class VolumeService(Service):
         if isinstance(found, str):
             log.info("Volumes are mounted as copies, since overlays can't be: %s", found)
             return None
-        log.info("Volumes are mounted as overlays (%s).", found.options)
+        remark = f": {found.remark}" if found.remark else ""
+        log.info("Volumes are mounted as overlays (%s)%s.", found.options, remark)
         return found
 
     async def _commit_in_background(self) -> None:
@@ -332,89 +321,6 @@ class VolumeService(Service):
             ),
         )
         return Empty()
-
-    def _uploaded_files(self, files: Iterable[api_pb2.MountFile]) -> dict[str, Entry]:
-        now = time.time_ns()
-        entries = {}
-        for uploaded in files:
-            sha256 = uploaded.sha256_hex
-            if not self.files.blobs.has(sha256):
-                # Volumes of version 1 are uploaded through the same RPC as the files of mounts.
-                source = self.server.mounts.path(sha256)
-                if not source.exists():
-                    raise RpcError(
-                        Status.FAILED_PRECONDITION,
-                        f"The content of '{uploaded.filename}' has not been uploaded.",
-                    )
-                self.files.blobs.put_file(source)
-            entries[uploaded.filename] = file(
-                sha256, self.files.blobs.size(sha256), uploaded.mode or DEFAULT_FILE_MODE, now
-            )
-        return entries
-
-    def _missing_blocks(
-        self, files: Sequence[PutFiles2.File]
-    ) -> list[api_pb2.VolumePutFiles2Response.MissingBlock]:
-        missing = []
-        asked: set[str] = set()
-        for file_index, uploaded in enumerate(files):
-            for block_index, block in enumerate(uploaded.blocks):
-                sha256 = block.contents_sha256.hex()
-                if sha256 not in asked and not self.files.blobs.has(sha256):
-                    asked.add(sha256)
-                    missing.append(
-                        api_pb2.VolumePutFiles2Response.MissingBlock(
-                            file_index=file_index,
-                            block_index=block_index,
-                            put_url=f"{self.server.http.url}/volumes/blocks/{sha256}",
-                        )
-                    )
-        return missing
-
-    def _assembled_files(self, files: Iterable[PutFiles2.File]) -> dict[str, Entry]:
-        now = time.time_ns()
-        entries = {}
-        for uploaded in files:
-            blocks = [block.contents_sha256.hex() for block in uploaded.blocks]
-            try:
-                sha256 = (
-                    self.files.blobs.assemble(blocks, uploaded.size)
-                    if blocks
-                    else self.files.blobs.put_bytes(b"")
-                )
-            except (MissingBlob, ValueError) as error:
-                raise RpcError(
-                    Status.INVALID_ARGUMENT, f"'{uploaded.path}' can't be put together: {error}"
-                ) from None
-            mode = uploaded.mode if uploaded.HasField("mode") else DEFAULT_FILE_MODE
-            entries[uploaded.path] = file(sha256, uploaded.size, mode, now)
-        return entries
-
-    async def _receive_block(self, request: web.Request) -> web.Response:
-        expected = request.match_info["sha256"]
-        writer = self.files.blobs.writer()
-        try:
-            async for chunk in request.content.iter_any():
-                writer.write(chunk)
-                if writer.size > BLOCK_SIZE:
-                    raise web.HTTPRequestEntityTooLarge(max_size=BLOCK_SIZE, actual_size=writer.size)
-            if writer.sha256 != expected:
-                raise web.HTTPBadRequest(text=f"The block's sha256 is {writer.sha256}, not {expected}")
-        except BaseException:
-            writer.discard()
-            raise
-        return web.Response(text=writer.finish())
-
-    async def _send_content(self, request: web.Request) -> web.Response:
-        try:
-            start, end = (abs(int(request.query[name])) for name in ("start", "end"))
-            data = await asyncio.to_thread(
-                self.files.blobs.read, request.match_info["sha256"], start, max(0, end - start)
-            )
-        except (KeyError, MissingBlob, ValueError):
-            raise web.HTTPNotFound(text=f"No content {request.path_qs}") from None
-        digest = base64.b64encode(hashlib.sha256(data).digest()).decode()
-        return web.Response(body=data, headers={"Repr-Digest": f"sha-256=:{digest}:"})
 
     async def _drop(self, record: Record) -> None:
         await self.mounted.forget(record.object_id)

@@ -5,7 +5,6 @@ take time in proportion to the volume.
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -14,7 +13,7 @@ from pathlib import Path
 from local_modal.volumes import openfiles
 from local_modal.volumes.manifest import Changes, Entry, Manifest, apply, difference, directory, subtree
 from local_modal.volumes.store import Head, VolumeStore
-from local_modal.volumes.views import BoundView, View, filesystem_time, looks
+from local_modal.volumes.views import BoundView, View, filesystem_time, looks, remove_tree
 
 
 class CopyView(View):
@@ -32,7 +31,7 @@ class CopyView(View):
         self._give_out()
 
     def close(self) -> None:  # noqa: D102 - as promised by View
-        shutil.rmtree(self._root, ignore_errors=True)
+        remove_tree(self._root)
 
     def renew(self, bound: BoundView) -> None:
         """Make the view that a container has left one for another container, as if it had just been opened.

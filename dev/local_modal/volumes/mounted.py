@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import shutil
 from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
@@ -22,11 +21,11 @@ from modal_proto import api_pb2
 
 from local_modal.volumes.copies import CopyView
 from local_modal.volumes.limits import LimitExceeded
-from local_modal.volumes.overlays import UNMOUNTABLE, Kind, OverlayView, remove
+from local_modal.volumes.overlays import UNMOUNTABLE, Kind, OverlayView
 from local_modal.volumes.paths import normalize
 from local_modal.volumes.store import UnknownVolume, VolumeStore
 from local_modal.volumes.trees import Trees
-from local_modal.volumes.views import SERVICE_MOUNTS, BoundView, View
+from local_modal.volumes.views import SERVICE_MOUNTS, BoundView, View, remove_tree
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +89,7 @@ class MountedViews:
         except BaseException:
             for entry in mounted:
                 await asyncio.to_thread(entry.view.close)
-            await asyncio.to_thread(shutil.rmtree, self._directory / task_id, ignore_errors=True)
+            await asyncio.to_thread(remove_tree, self._directory / task_id)
             raise
         self._views[task_id] = mounted
         return [entry.view.bound for entry in mounted]
@@ -114,7 +113,7 @@ class MountedViews:
                     await asyncio.to_thread(view.close)
                 elif await asyncio.to_thread(self._retire, view):
                     self._spares.append(view)
-        await asyncio.to_thread(shutil.rmtree, self._directory / task_id, ignore_errors=True)
+        await asyncio.to_thread(remove_tree, self._directory / task_id)
         for spare in self._surplus():
             await asyncio.to_thread(spare.close)
 
@@ -237,9 +236,7 @@ class MountedViews:
 
 def empty(directory: Path) -> None:
     """Make an empty directory, whatever views of a former server it contains."""
-    for work in directory.glob("*/*/work"):
-        remove(work.parent)
-    shutil.rmtree(directory, ignore_errors=True)
+    remove_tree(directory)
     directory.mkdir(parents=True)
 
 

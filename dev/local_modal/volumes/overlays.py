@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +25,7 @@ from local_modal.volumes.manifest import DIRECTORY, Changes, Manifest, differenc
 from local_modal.volumes.store import Head, VolumeStore
 from local_modal.volumes.trees import Tree, Trees
 from local_modal.volumes.upper import Delta, look
-from local_modal.volumes.views import BoundView, ContainerGone, Layers, View, filesystem_time
+from local_modal.volumes.views import BoundView, ContainerGone, Layers, View, filesystem_time, remove_tree
 
 OPEN_ATTEMPTS = 3
 UNMOUNTABLE = frozenset(",:\\")
@@ -40,10 +39,12 @@ class Kind:
     attributes: str
     """The namespace of the kernel's marks."""
     options: str
+    remark: str = ""
+    """What containers will notice."""
 
 
 TRUSTED = Kind("trusted", "redirect_dir=on")
-USER = Kind("user", "userxattr")
+USER = Kind("user", "userxattr", "renaming a directory that a container hasn't made itself fails with EXDEV")
 """In a user namespace; directories can't be redirected then."""
 
 
@@ -101,7 +102,7 @@ class OverlayView(View):
         if self._tree is not None:
             self._trees.release(self._tree)
             self._tree = None
-        remove(self._directory)
+        remove_tree(self._directory)
 
     def _acquire(self) -> Tree:
         for _ in range(OPEN_ATTEMPTS):
@@ -161,14 +162,6 @@ class OverlayView(View):
         raise ContainerGone(f"No process of the container has volume {self.bound.volume_id} any more.")
 
 
-def remove(directory: Path) -> None:
-    """Remove an overlay's directories; the kernel has left one without any permission."""
-    for name in ("work/work", "work/index"):
-        if (directory / name).is_dir():
-            os.chmod(directory / name, 0o700)
-    shutil.rmtree(directory, ignore_errors=True)
-
-
 _trials = itertools.count()
 _EXERCISE = """
 import os
@@ -206,5 +199,5 @@ async def _try(python: str, directory: Path, kind: Kind) -> str:
     except OSError as error:
         return str(error)
     finally:
-        remove(trial)
+        remove_tree(trial)
     return failure

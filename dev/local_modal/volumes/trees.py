@@ -12,7 +12,6 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-import shutil
 import threading
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from local_modal.volumes.manifest import (
     difference,
 )
 from local_modal.volumes.store import Head, VolumeStore
+from local_modal.volumes.views import remove_tree
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Trees:
         self._trees: dict[str, list[Tree]] = {}
         """Per volume, the one that was used last at the end."""
         self._building: dict[str, threading.Lock] = {}
-        shutil.rmtree(directory, ignore_errors=True)
+        remove_tree(directory)
         directory.mkdir(parents=True)
 
     def acquire(self, volume_id: str) -> Tree:
@@ -110,7 +110,7 @@ class Trees:
                     if other in self._trees.get(other.volume_id, ()):  # not if the volume has been deleted
                         self._trees[other.volume_id].remove(other)
         for other in surplus:
-            shutil.rmtree(other.path, ignore_errors=True)
+            remove_tree(other.path)
 
     def forget(self, volume_id: str) -> None:
         """Remove the trees of a volume that has been deleted, as soon as nobody uses them."""
@@ -119,7 +119,7 @@ class Trees:
             self._building.pop(volume_id, None)
         for tree in trees:
             if not tree.users:
-                shutil.rmtree(tree.path, ignore_errors=True)
+                remove_tree(tree.path)
 
     def contents(self) -> set[str]:
         """The contents that the trees in use may yet need."""
@@ -134,7 +134,7 @@ class Trees:
             self._fill(tree.path, changes.puts, blobs_of(tree.head.manifest.values()), None)
         except OSError as error:
             log.info("Making the file tree of %s anew: %s", tree.volume_id, error)
-            shutil.rmtree(tree.path, ignore_errors=True)
+            remove_tree(tree.path)
             return None
         tree.head = head
         return tree
@@ -145,7 +145,7 @@ class Trees:
         try:
             self._fill(path, head.manifest, (), model)
         except BaseException:
-            shutil.rmtree(path, ignore_errors=True)
+            remove_tree(path)
             raise
         return Tree(volume_id, path, head)
 

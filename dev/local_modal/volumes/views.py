@@ -217,6 +217,7 @@ class View(ABC):
         """Make `changes` in the directory `root`, whose files are really in `backing`."""
         for path in sorted(changes.deletes, reverse=True):
             self._remove(root, path)
+        directories: list[tuple[str, int]] = []
         for path in sorted(changes.puts):  # a directory before what is in it
             entry = changes.puts[path]
             location = f"{root}/{path}"
@@ -228,7 +229,9 @@ class View(ABC):
                 os.symlink(entry.target, location)
             else:
                 os.makedirs(location, exist_ok=True)
-                os.chmod(location, entry.mode)
+                directories.append((location, entry.mode))
+        for location, mode in directories:  # now that what is in them is there
+            os.chmod(location, mode)
 
     def _remove(self, root: str, path: str) -> None:
         self._seen.pop(path, None)
@@ -261,6 +264,18 @@ def filesystem_time(root: str) -> int:
     return os.stat(probe).st_ctime_ns
 
 
+def remove_tree(directory: str | Path) -> None:
+    """Remove a directory also where user code, or the kernel, has left directories without permissions."""
+    shutil.rmtree(directory, ignore_errors=True)
+    if os.path.isdir(directory):
+        os.chmod(directory, 0o700)
+        for parent, names, _ in os.walk(directory):
+            for name in names:
+                if not os.path.islink(f"{parent}/{name}"):
+                    os.chmod(f"{parent}/{name}", 0o700)
+        shutil.rmtree(directory, ignore_errors=True)
+
+
 def _make_room(location: str, entry: Entry) -> None:
     try:
         existing = os.lstat(location)
@@ -269,4 +284,4 @@ def _make_room(location: str, entry: Entry) -> None:
     if not stat.S_ISDIR(existing.st_mode):
         os.unlink(location)
     elif entry.kind != DIRECTORY:
-        shutil.rmtree(location)
+        remove_tree(location)
