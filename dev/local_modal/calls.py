@@ -123,6 +123,11 @@ class Stream(Changes):
         self.released = index
         self.notify()
 
+    def trim(self, index: int, limit: int) -> None:
+        """Drop the first chunks, at most up to that index, while more than `limit` bytes are held."""
+        while self.held_bytes > limit and self.released < index and self.released + 1 in self.chunks:
+            self.release(self.released + 1)
+
     def close(self) -> None:
         """Drop everything that is there and that will come."""
         self.closed = True

@@ -152,20 +152,21 @@ class FrontDoor:
         Raises:
             WebCallFailed: the call ended without.
         """
-        while True:
-            try:
-                message = await call.receive(deadline)
-            except asyncio.TimeoutError:
-                return None
-            if message is None:
-                raise WebCallFailed(
-                    api.GenericResult(
-                        status=api.GenericResult.GENERIC_STATUS_FAILURE,
-                        exception="the ASGI app returned without starting a response",
-                    )
-                )
-            if message.WhichOneof("type") == "http_response_start":
-                return message
+        if not await call.ready(deadline):
+            return None
+        return await self._start(call)
+
+    async def _start(self, call: WebCall) -> api.Asgi:
+        message = await call.receive()
+        if message is not None and message.WhichOneof("type") == "http_response_start":
+            return message
+        found = "no response" if message is None else message.WhichOneof("type")
+        raise WebCallFailed(
+            api.GenericResult(
+                status=api.GenericResult.GENERIC_STATUS_FAILURE,
+                exception=f"the ASGI app began with {found} instead of http.response.start",
+            )
+        )
 
     @staticmethod
     def _upload_failed(call: WebCall, error: BaseException) -> web.StreamResponse:
@@ -219,26 +220,25 @@ class FrontDoor:
         self._long[call.call_id] = call
         while len(self._long) > RESULTS_KEPT:
             self._long.popitem(last=False)[1].leave(asgi.http_disconnect())
-        url = request.url
+        target = request.raw_path
         if RESULT_PARAMETER not in request.query:
-            url = url.extend_query({RESULT_PARAMETER: call.call_id})
-        return web.Response(status=303, headers={"location": str(url)} | SERVED_BY)
+            target += f"{'&' if '?' in target else '?'}{RESULT_PARAMETER}={call.call_id}"
+        location = f"http://{request.host}{target}"
+        return web.Response(status=303, headers={"location": location} | SERVED_BY)
 
     async def _result(self, request: web.BaseRequest, call_id: str) -> web.StreamResponse:
         if request.method not in ("GET", "HEAD"):
             return _text(400, "modal-http: bad redirect method")
         call = self._long.get(call_id)
-        if call is None:
+        if call is not None and not await call.ready(self._deadline()):
+            return self._redirect(request, call)
+        # HTTP bodies are streams: of all who have waited only the first one gets the response.
+        if call is None or self._long.pop(call_id, None) is None:
             return _text(408, "modal-http: Missing request, possibly due to expiry or cancellation")
         try:
-            message = await self._first(call, self._deadline())
+            message = await self._start(call)
         except WebCallFailed as error:
-            self._long.pop(call_id, None)
             return _text(500, str(error))
-        if message is None:
-            return self._redirect(request, call)
-        # HTTP bodies are streams: only the first one who asks gets the response.
-        self._long.pop(call_id, None)
         try:
             return await self._respond(request, call, message)
         except (asyncio.CancelledError, ClientGone):

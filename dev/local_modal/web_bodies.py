@@ -50,6 +50,7 @@ async def pump_body(request: web.BaseRequest, call: WebCall, limit: int) -> None
         first = False
         total += len(data)
         if total > limit:
+            call.tell(asgi.http_disconnect())
             raise BodyTooLarge
         at_end = content.at_eof()
         await call.send(asgi.body(data, more_body=not at_end))

@@ -5,7 +5,6 @@ its connection travel on the call's two data streams.
 from __future__ import annotations
 
 import asyncio
-import math
 from typing import TYPE_CHECKING, Any
 
 from modal_proto import api_pb2 as api
@@ -19,6 +18,8 @@ INLINE_BYTES = 2 * 2**20
 """The size of a message, and of all that a request keeps in memory, above which data goes into blobs: Modal's
 limit for inputs (`MAX_OBJECT_SIZE_BYTES` in the SDK's `_utils/blob_utils.py`).
 """
+AHEAD_BYTES = 16 * 2**20
+"""How far one side of a websocket may be ahead of the other."""
 
 
 class WebCallFailed(Exception):
@@ -80,6 +81,11 @@ class WebCall:
         """Pass a small message on."""
         self._append(api.DataChunk(data=message.SerializeToString()))
 
+    async def tell_in_turn(self, message: api.Asgi) -> None:
+        """Pass a message of up to `INLINE_BYTES` on once most of those before it have been taken."""
+        await self._call.data_in.room(AHEAD_BYTES)
+        self.tell(message)
+
     @property
     def keeps_in_memory(self) -> bool:
         """Whether what `send` passes on stays in memory: a container that dies makes another one read it
@@ -115,31 +121,33 @@ class WebCall:
 
     # -- from the container
 
-    async def receive(self, until: float = math.inf) -> api.Asgi | None:
+    async def ready(self, until: float) -> bool:
+        """Whether `receive` would answer at once; waits for that until that time of the server's clock."""
+        stream = self._call.data_out
+        while self._read + 1 not in stream.chunks and not self._input.done:
+            remaining = until - self._server.clock.time()
+            if not await self._server.engine.wait(stream.changed, remaining):
+                return False
+        return True
+
+    async def receive(self) -> api.Asgi | None:
         """The next message, or None after the last one. May be cancelled without losing a message.
 
         Raises:
-            TimeoutError: there was none until that time of the server's clock.
             WebCallFailed: the call failed, and every message before that has been received.
         """
         stream = self._call.data_out
-        while True:
-            changed = stream.changed
-            chunk = stream.chunks.get(self._read + 1)
-            if chunk is not None:
-                message = await self._message(chunk)
-                self._read += 1
-                stream.release(self._read)
-                return message
+        while (chunk := stream.chunks.get(self._read + 1)) is None:
             if self._input.output is not None:
                 result = self._input.output.result
                 if result.status != api.GenericResult.GENERIC_STATUS_SUCCESS:
                     raise WebCallFailed(result)
                 return None
-            if until == math.inf:
-                await changed.wait()
-            elif not await self._server.engine.wait(changed, until - self._server.clock.time()):
-                raise asyncio.TimeoutError
+            await stream.changed.wait()
+        message = await self._message(chunk)
+        self._read += 1
+        stream.release(self._read)
+        return message
 
     async def _message(self, chunk: api.DataChunk) -> api.Asgi:
         if chunk.WhichOneof("data_oneof") == "data_blob_id":

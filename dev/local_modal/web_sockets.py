@@ -56,10 +56,10 @@ async def serve_websocket(
     code = ABNORMAL
     try:
         call.tell(asgi.websocket_connect())
-        try:
-            answer = await call.receive(deadline)
-        except asyncio.TimeoutError:
+        if not await call.ready(deadline):
             return web.Response(status=504, text="modal-http: the websocket was not accepted in time\n")
+        try:
+            answer = await call.receive()
         except WebCallFailed as error:
             return web.Response(status=500, text=f"{error}\n")
         if answer is None or answer.WhichOneof("type") != "websocket_accept":
@@ -99,7 +99,7 @@ async def _converse(socket: web.WebSocketResponse, call: WebCall, request: web.B
 async def _from_client(socket: web.WebSocketResponse, call: WebCall) -> None:
     async for message in socket:
         if message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
-            await call.send(asgi.websocket_receive(message.data))
+            await call.tell_in_turn(asgi.websocket_receive(message.data))
 
 
 async def _to_client(socket: web.WebSocketResponse, call: WebCall, request: web.BaseRequest) -> None:

@@ -86,6 +86,20 @@ def test_a_writer_waits_for_its_reader() -> None:
     asyncio.run(story())
 
 
+def test_what_has_been_taken_is_dropped_beyond_a_limit() -> None:
+    async def story() -> None:
+        stream = Stream()
+        stream.append([chunk(number, 10) for number in range(1, 6)])
+        stream.trim(2, 0)  # no further than what has been taken
+        assert (stream.released, list(stream.chunks)) == (2, [3, 4, 5])
+        stream.trim(5, 20)
+        assert (stream.released, stream.held_bytes) == (3, 20)
+        stream.close()
+        stream.trim(5, 0)
+
+    asyncio.run(story())
+
+
 def web_server_function(**fields: object) -> api.Function:
     config = api.WebhookConfig(type=api.WEBHOOK_TYPE_WEB_SERVER, web_server_port=8000)
     return api.Function(function_name="served", webhook_config=config, **fields)  # type: ignore[arg-type]

@@ -14,6 +14,8 @@ from local_modal.rpc import RpcError, Service, container_caller
 
 RESPONSE_AHEAD_BYTES = 16 * 2**20
 """How much of a web response may wait here for a client that reads slowly."""
+TAKEN_KEPT_BYTES = 8 * 2**20
+"""How much of what the container of a web request has taken is kept, should it have been lost on the way."""
 
 
 class CallService(Service):
@@ -203,8 +205,13 @@ class CallService(Service):
         self, request: api.FunctionCallGetDataRequest
     ) -> AsyncIterator[api.DataChunk]:
         call = self.server.engine.ledger.get(request.function_call_id)
+        if request.last_index < call.data_in.released:
+            raise RpcError(Status.DATA_LOSS, f"The messages of {call.call_id} are not kept so long.")
         async for chunk in self._read(call, call.data_in, request.last_index):
             yield chunk
+            if call.answering:
+                # It can't start again: nobody but a container whose stream broke off will ask for it again.
+                call.data_in.trim(chunk.index, TAKEN_KEPT_BYTES)
 
     @staticmethod
     async def _read(call: Call, stream: Stream, last_index: int) -> AsyncIterator[api.DataChunk]:

@@ -44,8 +44,9 @@ def test_a_conversation(isolated_server: LocalModal, url: str) -> None:
             assert await ws.receive_str(timeout=20) == "TEXT"
             await ws.send_bytes(b"bytes")
             assert await ws.receive_bytes(timeout=20) == b"setyb"
-            await ws.send_str("x" * 1_000_000)
-            assert len(await ws.receive_str(timeout=20)) == 1_000_000
+            for _ in range(20):  # more than is kept
+                await ws.send_str("x" * 1_000_000)
+                assert len(await ws.receive_str(timeout=20)) == 1_000_000
             await ws.close(code=4444)
 
     asyncio.run(converse())
