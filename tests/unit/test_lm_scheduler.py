@@ -276,3 +276,21 @@ def test_a_preempted_container_makes_room_at_once_and_has_no_deadlines() -> None
     assert world.scheduler.claim("ta-1", world.now).exit
     world.now = 6.0
     assert world.scheduler.plan(world.now).input_timeouts == [("ta-2", "a")]
+
+
+def test_a_batch_waits_for_its_time_unless_it_is_full() -> None:
+    world = World(batch_size=3, batch_linger=2.0)
+    world.start()
+    world.submit("a")
+    world.start()
+    assert world.claim("ta-1") == [] and world.scheduler.plan(world.now).wake_at == 2.0
+    world.now = 1.0
+    world.submit("b")
+    assert world.claim("ta-1") == []
+    world.now = 2.0  # since the first one came
+    assert world.scheduler.plan(world.now).wake == ["ta-1"]
+    assert world.claim("ta-1") == ["a", "b"]
+    for input_id in ("a", "b"):
+        world.scheduler.finished("ta-1", input_id, world.now)
+    world.submit("c", "d", "e", "f")
+    assert world.claim("ta-1") == ["c", "d", "e"]

@@ -69,7 +69,9 @@ class CallService(Service):
         self, request: api.FunctionGetOutputsRequest
     ) -> api.FunctionGetOutputsResponse:
         if self.server.engine.ledger.has_expired(request.function_call_id):
-            # Neither outputs nor unfinished inputs: to the SDK that is OutputExpiredError.
+            # Neither outputs nor unfinished inputs: to the SDK that is OutputExpiredError, but only once the
+            # caller's time is over; it would ask without a pause until then.
+            await self.server.clock.sleep(request.timeout)
             return api.FunctionGetOutputsResponse(last_entry_id=request.last_entry_id)
         call = self.server.engine.ledger.get(request.function_call_id)
         deadline = self.server.clock.time() + request.timeout

@@ -8,7 +8,7 @@ import uuid
 import pytest
 
 from local_modal.testing import LocalModal, wait_until
-from tests.integration.local_modal.conftest import client
+from tests.integration.local_modal.conftest import client, deploy
 
 
 def test_spawn_get_and_from_id_are_repeatable(isolated_server: LocalModal) -> None:
@@ -126,6 +126,47 @@ def test_with_options_has_a_pool_of_its_own_and_replaces_secrets(isolated_server
     assert changed["EXTRA"] == "1" and changed["DATA_DIR"] == "elsewhere" and "SECRET" not in changed
     assert len({each["MODAL_TASK_ID"] for each in (plain, changed, longer)}) == 3
     assert longer["MODAL_TASK_ID"] == same["MODAL_TASK_ID"] and longer["SECRET"] == "s3cret"
+
+
+QUOTAS = [
+    "--quota",
+    "pending_inputs=3",
+    "--quota",
+    "pending_spawned=5",
+    "--quota",
+    "awaited_result_seconds=60",
+]
+
+
+def test_more_inputs_than_modal_takes_are_refused_and_results_expire() -> None:
+    """`spawn_map` waits for room, as the SDK has it; everything else is told."""
+    with LocalModal(arguments=[*QUOTAS, "--stop-grace", "1"]) as server:
+        deploy(server, "limited", VERSION="one")
+        result = client(
+            server,
+            "import threading\n"
+            "version, refused = f('version', 'limited'), []\n"
+            "first = version.spawn(3)\n"
+            "while f('version', 'limited').get_current_stats().backlog: time.sleep(0.02)\n"
+            "calls = [version.spawn() for _ in range(5)]\n"
+            "for attempt in (version.spawn, version.remote):\n"
+            "    try:\n        attempt(); refused.append('taken')\n"
+            "    except modal.exception.ResourceExhaustedError as error: refused.append(str(error))\n"
+            "version.spawn_map([0, 0, 0])\n"
+            "answers = [call.get() for call in [first, *calls]]\n"
+            "result = [refused, answers, first.object_id]",
+        )
+        refused, answers, call_id = result
+        assert "5 pending inputs; 1 more would exceed the limit of 5" in refused[0]
+        assert "exceed the limit of 3" in refused[1] and answers == ["one"] * 6
+        expired = (
+            "try:\n    result = modal.FunctionCall.from_id(call_id).get(timeout=0.5)\n"
+            "except modal.exception.OutputExpiredError:\n    result = 'expired'"
+        )
+        server.advance(6.9 * 86_400)
+        assert client(server, expired, call_id=call_id) == "one"
+        server.advance(0.2 * 86_400)
+        assert client(server, expired, call_id=call_id) == "expired"
 
 
 def test_a_redelivered_input_runs_twice_and_ends_once(isolated_server: LocalModal) -> None:
