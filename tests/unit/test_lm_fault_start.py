@@ -81,7 +81,7 @@ def test_a_start_fails_for_the_functions_that_are_meant() -> None:
         await server.begin(task())
         server.add("start-fails", function="work", message="no such image")
         await server.begin(task("other"))
-        with pytest.raises(StartFailed, match="no such image .fault f1."):
+        with pytest.raises(StartFailed, match=r"no such image \[fault f1\]"):
             await server.begin(task())
 
     asyncio.run(run())

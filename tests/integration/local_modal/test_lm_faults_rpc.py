@@ -54,6 +54,13 @@ def in_background(work: Callable[[], Any]) -> Callable[[], Any]:
     return lambda: results.get(timeout=30)
 
 
+def none_of(server: LocalModal, function: str) -> None:
+    """Let a function have no container."""
+    if server.tasks(function):
+        server.kill_container(function)
+    wait_until(lambda: not server.tasks(function))
+
+
 @pytest.mark.parametrize(
     ("fault", "settings"),
     [("fail", {"status": "UNAVAILABLE"}), ("lose", {}), ("lose", {"connection": True}), ("twice", {})],
@@ -192,10 +199,7 @@ def test_a_quota_of_inputs_is_exhausted_while_too_many_wait(isolated_server: Loc
 
 def test_a_container_waits_for_capacity(isolated_server: LocalModal, sdk: Sdk) -> None:
     short_lived = sdk.function("short_lived")
-    isolated_server.control("kill", function_name="short_lived") if isolated_server.tasks(
-        "short_lived"
-    ) else None
-    wait_until(lambda: not isolated_server.tasks("short_lived"))
+    none_of(isolated_server, "short_lived")
     with isolated_server.fault("start-stalls", function="short_lived") as fault:
         call = short_lived.spawn()
         wait_until(lambda: fault.struck)
@@ -206,11 +210,12 @@ def test_a_container_waits_for_capacity(isolated_server: LocalModal, sdk: Sdk) -
     assert call.get(timeout=30).startswith("ta-")
 
 
-def test_a_container_that_can_not_start_fails_its_inputs(isolated_server: LocalModal, sdk: Sdk) -> None:
-    stubborn = sdk.function("stubborn")
-    with isolated_server.fault("start-fails", function="stubborn"):
-        with pytest.raises(Exception, match="The image could not be pulled"):
-            stubborn.remote("x")
+def test_a_container_that_can_not_start_is_followed_by_another(isolated_server: LocalModal, sdk: Sdk) -> None:
+    none_of(isolated_server, "flaky")
+    with isolated_server.fault("start-fails", function="flaky", count=1) as fault:
+        assert sdk.function("flaky").remote(unique("flaky")) == 3
+        assert fault.struck == 1
+    assert f"The image could not be pulled. [fault {fault.id}]" in isolated_server.log
 
 
 def test_a_large_argument_survives_a_cut_of_the_way_to_the_blobs(
@@ -237,7 +242,7 @@ def test_a_volume_is_in_use_when_the_fault_says_so(isolated_server: LocalModal, 
 
 def test_the_world_stops_containers_too(isolated_server: LocalModal, sdk: Sdk) -> None:
     notes = sdk.dict()
-    isolated_server.control("kill", function_name="sleepy") if isolated_server.tasks("sleepy") else None
+    none_of(isolated_server, "sleepy")
     call = sdk.function("sleepy").spawn(30)
     pid = isolated_server.wait_for_container("sleepy")["pid"]
     began = time.monotonic()
