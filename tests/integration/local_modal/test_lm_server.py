@@ -61,9 +61,12 @@ def test_schedules_survive_a_restart(fresh_local_modal: LocalModal) -> None:
     assert client(fresh_local_modal, code)
 
 
-def test_a_relative_state_dir_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("environ", [{}, {"LOCAL_MODAL_NO_NAMESPACES": "1"}])
+def test_a_relative_state_dir_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environ: dict[str, str]
+) -> None:
     monkeypatch.chdir(tmp_path)
-    with LocalModal(Path("state"), env={"LOCAL_MODAL_NO_NAMESPACES": "1"}) as server:
+    with LocalModal(Path("state"), env=environ) as server:
         deploy(server, "basics")
         assert client(server, "result = f('square').remote(3)") == 9
 
