@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -114,6 +115,7 @@ def test_a_server_for_one_command(tmp_path: Path) -> None:
     assert done.returncode == 7, done.stderr
     kept = Path(done.stderr.rpartition("--faults ")[2].strip())
     events = [json.loads(line) for line in kept.read_text().splitlines()]
+    shutil.rmtree(kept.parent)
     assert [event["event"] for event in events] == ["started", "set", "strike"] and events[0]["seed"] == 3
 
 
