@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 CALLS, INPUTS = "calls", "inputs"
 EXPIRED_KEPT = 50_000
 """Ids of expired calls; about 10 MB."""
-CALL_OVERHEAD, INPUT_OVERHEAD = 700, 900
+CALL_OVERHEAD, INPUT_OVERHEAD = 1_000, 1_400
 """Bytes that a finished call and each of its inputs take beside their results, about."""
 
 

@@ -87,3 +87,35 @@ def pool_settings(definition: api.Function, override: api.AutoscalerSettings | N
         startup_timeout=float(definition.startup_timeout_secs or timeout),
         exclusive=fixed_port,
     )
+
+
+class Derived:
+    """What follows from the definitions of functions, kept until they change: every call needs it, and
+    copying messages takes longer than all the rest that the server does for a call.
+    """
+
+    def __init__(self) -> None:
+        self._variants: dict[str, tuple[api.Function, api.Function]] = {}
+        self._settings: dict[str, tuple[api.Function, api.AutoscalerSettings | None, PoolSettings]] = {}
+
+    def variant(self, variant_id: str, base: api.Function, options: api.FunctionOptions) -> api.Function:
+        """`base` with `options`, which are always the same for this variant; not to be changed."""
+        kept = self._variants.get(variant_id)
+        if kept is None or kept[0] is not base:
+            self._variants[variant_id] = kept = (base, apply_options(base, options))
+        return kept[1]
+
+    def settings(
+        self, function_id: str, definition: api.Function, override: api.AutoscalerSettings | None
+    ) -> PoolSettings:
+        """How the containers of this function or variant scale."""
+        kept = self._settings.get(function_id)
+        if kept is None or kept[0] is not definition or kept[1] is not override:
+            kept = (definition, override, pool_settings(definition, override))
+            self._settings[function_id] = kept
+        return kept[2]
+
+    def forget(self, function_id: str) -> None:
+        """This function or variant is gone."""
+        self._variants.pop(function_id, None)
+        self._settings.pop(function_id, None)

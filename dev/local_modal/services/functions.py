@@ -12,7 +12,7 @@ from local_modal import cron, ids, web_server
 from local_modal.model import App, FunctionRecord
 from local_modal.rpc import RpcError, Service, build
 from local_modal.scheduler import PoolKey, PoolSettings
-from local_modal.variants import apply_options, pool_settings
+from local_modal.variants import Derived, apply_options
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +47,7 @@ class FunctionService(Service):
         self.classes = {
             key: api.ClassHandleMetadata.FromString(data) for key, data in store.load(CLASSES).items()
         }
+        self._derived = Derived()
         self._changed_classes: set[str] = set()
         """Created again with other methods since their app was published."""
         self._variants = {
@@ -68,7 +69,7 @@ class FunctionService(Service):
             raise RpcError(Status.NOT_FOUND, f"Function {function_id} not found, or its app was stopped.")
         if bound is None:
             return Resolved(function_id, record, app, record.definition)
-        definition = apply_options(record.definition, bound.function_options)
+        definition = self._derived.variant(function_id, record.definition, bound.function_options)
         return Resolved(function_id, record, app, definition, bound.serialized_params)
 
     def definitions(self) -> list[api.Function]:
@@ -111,7 +112,7 @@ class FunctionService(Service):
         return key
 
     def _settings(self, resolved: Resolved) -> PoolSettings:
-        return pool_settings(resolved.definition, resolved.record.autoscaler)
+        return self._derived.settings(resolved.function_id, resolved.definition, resolved.record.autoscaler)
 
     def publish(self, app: App) -> None:
         """Put in force what has been created for `app` since its last publish; drop what it doesn't have any
@@ -175,9 +176,11 @@ class FunctionService(Service):
     def _drop(self, record: FunctionRecord) -> None:
         self.server.web_functions.close(record.function_id)
         del self.records[record.function_id]
+        self._derived.forget(record.function_id)
         self.server.store.delete(FUNCTIONS, record.function_id)
         for variant_id in [k for k, b in self._variants.items() if b.function_id == record.function_id]:
             del self._variants[variant_id]
+            self._derived.forget(variant_id)
             self.server.store.delete(VARIANTS, variant_id)
 
     def layout(self, app: App) -> api.AppLayout:
