@@ -220,6 +220,10 @@ class Engine:
             return
         if task_id not in item.running_on or item.call.answering not in ("", task_id):
             return  # the container was preempted, and the input has begun elsewhere
+        if item.queued and item.call.web and not item.call.answering:
+            # Preempted: the SDK's wrapper of an ASGI app then ends without a response, but with success.
+            item.running_on.discard(task_id)
+            return
         item.running_on.discard(task_id)
         if output.result.status == api.GenericResult.GENERIC_STATUS_FAILURE and not item.cancel_requested:
             self.outcomes.withdraw(item)

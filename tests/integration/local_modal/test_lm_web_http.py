@@ -234,17 +234,28 @@ def test_an_application_as_people_write_them(isolated_server: LocalModal, urls: 
 def test_preemption(isolated_server: LocalModal, url: str) -> None:
     """A request whose response hasn't begun starts again elsewhere; one that has begun ends where it is."""
     key = unique("preempted")
-    first = seen(url)["task"]
+    seen(url)
     begun = connection(url)
     begun.request("GET", f"/live?{key}")
     response = begun.getresponse()
     assert response.read1() == b"data: 0\n\n"
+
+    def running(among: set[str]) -> int:
+        live = [task for task in isolated_server.tasks("web") if task["task_id"] in among]
+        return sum(len(task["running_inputs"]) for task in live)
+
+    def containers() -> set[str]:
+        return {task["task_id"] for task in isolated_server.tasks("web")}
+
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(seen, url, "/slow?1.5", method="POST", body=b"abc")
-        wait_until(lambda: any(len(task["running_inputs"]) == 2 for task in isolated_server.tasks("web")))
-        isolated_server.control("preempt", task_id=first)
+        waiting = pool.submit(seen, url, f"/gate?{key}", method="POST", body=b"abc")
+        wait_until(lambda: running(containers()) == 2)
+        before = containers()
+        isolated_server.control("preempt", function_name="web")
+        wait_until(lambda: running(containers() - before) == 1)
+        client(isolated_server, NOTE, key=key)
         saw = waiting.result()
-    assert saw["task"] != first and saw["size"] == 3
+    assert saw["task"] not in before and saw["size"] == 3
     with pytest.raises((http.client.IncompleteRead, ConnectionError)):
         response.read()
     begun.close()

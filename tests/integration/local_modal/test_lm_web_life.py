@@ -106,9 +106,7 @@ def test_open_connections_do_not_keep_a_server(server: LocalModal) -> None:
     assert idle.getresponse().read()
     busy.request("GET", "/endless?key")
     assert busy.getresponse().read1() == b"x"
-    started = time.monotonic()
-    server.restart()
-    assert time.monotonic() - started < 15
+    server.restart()  # which fails if it takes long
     assert seen(url)["tag"] == "one"
     idle.close()
     busy.close()

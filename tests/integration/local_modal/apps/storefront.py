@@ -37,7 +37,7 @@ def storefront() -> Any:
     async def rows(request: Request, key: str) -> StreamingResponse:
         async def stream() -> Any:
             yield f"{request.app.state.opened}\n"
-            while key not in notes:
+            while not await notes.contains.aio(key):
                 await asyncio.sleep(0.02)
             yield "end\n"
 

@@ -49,7 +49,7 @@ async def http(scope: dict[str, Any], receive: Any, send: Any) -> None:
             await send(
                 {"type": "http.response.body", "body": f"data: {number}\n\n".encode(), "more_body": True}
             )
-            while f"{key}-{number}" not in notes:
+            while not await notes.contains.aio(f"{key}-{number}"):
                 await asyncio.sleep(0.02)
         await send({"type": "http.response.body", "body": b"end"})
         return
@@ -63,11 +63,11 @@ async def http(scope: dict[str, Any], receive: Any, send: Any) -> None:
     if path == "/die":
         await send({"type": "http.response.start", "status": 200})
         await send({"type": "http.response.body", "body": b"half", "more_body": True})
-        while key not in notes:
+        while not await notes.contains.aio(key):
             await asyncio.sleep(0.02)
         os._exit(3)
-    if path == "/die-once" and key not in notes:
-        notes[key] = True
+    if path == "/die-once" and not await notes.contains.aio(key):
+        await notes.put.aio(key, True)
         os._exit(3)
     if path == "/echo":
         await send({"type": "http.response.start", "status": 200})
@@ -79,6 +79,8 @@ async def http(scope: dict[str, Any], receive: Any, send: Any) -> None:
                 return
     if path == "/raise":
         raise LookupError("not in the app")
+    while path == "/gate" and not await notes.contains.aio(key):
+        await asyncio.sleep(0.02)
     if path == "/slow":
         await asyncio.sleep(float(key))
     if path == "/short":
