@@ -17,8 +17,9 @@ from typing import Any, Literal
 
 WIRE_VERSION = 1
 
-Kind = Literal["task", "command"]
-"""``task``: an Airflow 3 workload as JSON; ``command``: an Airflow 2 ``airflow tasks run`` argument list."""
+Kind = Literal["task", "command", "callback", "connection_test"]
+"""``task``, ``callback`` and ``connection_test``: an Airflow 3 workload as JSON; ``command``: an Airflow 2
+``airflow tasks run`` argument list. A callback's dispatch is its id in Airflow."""
 
 Outcome = Literal["done", "failed", "obsolete"]
 """``done``: supervised to its end, Airflow's database knows the task's state. ``failed``: the infrastructure
@@ -51,7 +52,7 @@ class TaskCall:
 
     :param dispatch: UUID of the dispatch; Airflow's pre-assigned one where there is one.
     :param kind: how to read ``workload``.
-    :param key: the task instance's try.
+    :param key: the task instance's try; None for what is no task.
     :param workload: the workload as Airflow serialised it (JSON text). Holds Airflow's own workload token, so
         it must not be logged.
     :param log_path: where below the log folder the task's log belongs; as Airflow rendered it.
@@ -67,7 +68,7 @@ class TaskCall:
 
     dispatch: str
     kind: Kind
-    key: TaskKey
+    key: TaskKey | None
     workload: str = field(repr=False)
     log_path: str | None
     partition: str
@@ -91,15 +92,21 @@ class TaskCall:
         """
         fields = _checked(message, "task call")
         try:
-            return cls(**{**fields, "key": TaskKey(**fields["key"])})
+            return cls(**{**fields, "key": _key(fields["key"], fields["kind"])})
         except (KeyError, TypeError) as error:
             raise WireError(f"malformed task call: {error}") from None
+
+    @property
+    def subject(self) -> str:
+        """What the dispatch is about, for people."""
+        return str(self.key or self.kind.replace("_", " "))
 
 
 @dataclass(frozen=True)
 class Completion:
     """How a dispatch ended.
 
+    :param key: the task instance's try; None for what is no task.
     :param reason: for ``failed``: a sentence with what happened and what to do.
     :param call_id: id of the function call.
     :param container: Modal task id of the container.
@@ -108,13 +115,14 @@ class Completion:
     """
 
     dispatch: str
-    key: TaskKey
+    key: TaskKey | None
     outcome: Outcome
     reason: str | None = None
     call_id: str | None = None
     container: str | None = None
     started_at: float | None = None
     ended_at: float | None = None
+    kind: Kind = "task"
 
     def to_wire(self) -> dict[str, Any]:
         """Return the dict that is put into Queue and Dict."""
@@ -128,7 +136,7 @@ class Completion:
         """
         fields = _checked(message, "completion event")
         try:
-            return cls(**{**fields, "key": TaskKey(**fields["key"])})
+            return cls(**{**fields, "key": _key(fields["key"], fields["kind"])})
         except (KeyError, TypeError) as error:
             raise WireError(f"malformed completion event: {error}") from None
 
@@ -174,6 +182,12 @@ def parse_external_executor_id(value: str | None) -> tuple[str | None, str | Non
     """Return (dispatch, function call id); the latter is None where a scheduler died before writing it."""
     dispatch, _, call_id = (value or "").partition("/")
     return dispatch or None, call_id or None
+
+
+def _key(fields: Mapping[str, Any] | None, kind: Kind) -> TaskKey | None:
+    if fields is None and kind in ("callback", "connection_test"):
+        return None
+    return TaskKey(**fields)  # type: ignore[arg-type]
 
 
 def _checked(message: Mapping[str, Any], what: str) -> dict[str, Any]:

@@ -10,12 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Literal
+from uuid import UUID
 
+from airflow.models.callback import Callback, CallbackType
+from airflow.models.connection_test import ACTIVE_STATES, ConnectionTestRequest, ConnectionTestState
 from airflow.models.log import Log
 from airflow.models.taskinstance import TaskInstance
 from airflow.models.taskinstancekey import TaskInstanceKey
 from airflow.utils.session import create_session
-from airflow.utils.state import TaskInstanceState
+from airflow.utils.state import CallbackState, TaskInstanceState
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import load_only, object_session
 
@@ -153,6 +156,36 @@ def write_events(events: Sequence[tuple[str, TaskInstanceKey, str]]) -> None:
     """Add events to Airflow's log table: (event, task instance, text)."""
     with create_session() as session:
         session.add_all([Log(event=event, task_instance=key, extra=extra) for event, key, extra in events])
+
+
+def open_callbacks() -> list[str]:
+    """Return the ids of all callbacks that an executor took and whose end Airflow has not heard of."""
+    statement = select(Callback.id).where(
+        Callback.type == CallbackType.EXECUTOR,
+        Callback.state.in_((CallbackState.QUEUED, CallbackState.RUNNING)),
+    )
+    with create_session() as session:
+        return [str(callback_id) for callback_id in session.scalars(statement)]
+
+
+def return_callback(callback_id: str) -> None:
+    """Have the scheduler queue a callback again that nobody runs."""
+    with create_session() as session:
+        session.execute(
+            update(Callback)
+            .where(Callback.id == UUID(callback_id), Callback.state == CallbackState.QUEUED)
+            .values(state=CallbackState.PENDING)
+            .execution_options(synchronize_session=False)
+        )
+
+
+def fail_connection_test(test_id: str, reason: str) -> None:
+    """Write that a connection could not be tested; Airflow doesn't read an executor's events about tests."""
+    with create_session() as session:
+        test = session.get(ConnectionTestRequest, UUID(test_id), with_for_update={"skip_locked": True})
+        if test is not None and test.state in ACTIVE_STATES:
+            test.state = ConnectionTestState.FAILED
+            test.result_message = reason[:2000]
 
 
 def load_signs(tis: Sequence[TaskInstance]) -> None:

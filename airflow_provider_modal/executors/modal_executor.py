@@ -14,22 +14,22 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from airflow.configuration import conf
 from airflow.executors import workloads
 from airflow.executors.base_executor import BaseExecutor
+from airflow.models.callback import CallbackKey
+from airflow.models.connection_test import ConnectionTestKey
 from airflow.models.taskinstancekey import TaskInstanceKey
 from airflow.utils.state import TaskInstanceState
 
 from airflow_provider_modal import names, wire
 from airflow_provider_modal.errors import ModalflowError
-from airflow_provider_modal.executors import reports, task_options
+from airflow_provider_modal.executors import reports, task_call, task_options
 from airflow_provider_modal.executors.cancellations import Cancellations
 from airflow_provider_modal.executors.deployed import Deployed
-from airflow_provider_modal.executors.dispatcher import Dispatcher, Submission
+from airflow_provider_modal.executors.dispatcher import Dispatcher
 from airflow_provider_modal.executors.gateway import Gateway
 from airflow_provider_modal.executors.ledger import Flight, Ledger
 from airflow_provider_modal.executors.options import Options
-from airflow_provider_modal.executors.task_call import task_call
 
 if TYPE_CHECKING:
     from airflow.cli.cli_config import GroupCommand
@@ -49,8 +49,8 @@ class ModalExecutor(BaseExecutor):
     Safe to construct anywhere (the API server does, for logs); only ``start`` begins to talk to Modal.
     """
 
-    supports_callbacks = False
-    supports_connection_test = False
+    supports_callbacks = True
+    supports_connection_test = True
     supports_multi_team = False
     supports_ad_hoc_ti_run = False
     is_local = False
@@ -70,7 +70,8 @@ class ModalExecutor(BaseExecutor):
         self._listening = False
         self._next_look = 0.0
         self._cancellations = Cancellations()
-        self._look_for_cancellations = False
+        self._look_back = False
+        """What former schedulers left, besides task instances, is to be looked for."""
 
     # The scheduler's life cycle.
 
@@ -92,7 +93,7 @@ class ModalExecutor(BaseExecutor):
         self._dispatcher.start()
         if not self._deployed.known:
             self._dispatcher.learn(self._deployed)
-        self._look_for_cancellations = True
+        self._look_back = True
 
     def _make_dispatcher(self, deployed: Deployed, options: Options) -> Dispatcher:
         return Dispatcher(Gateway(deployed.resources, options.rpc_timeout), options)
@@ -141,70 +142,40 @@ class ModalExecutor(BaseExecutor):
 
     def queue_workload(self, workload: ExecutorWorkload, session: Session) -> None:
         """Accept a workload, or fail it with a sentence; never raises into the scheduler's loop."""
-        if not isinstance(workload, workloads.ExecuteTask):
-            self._refuse(workload)
-            return
-        try:
-            task_options.read(workload.ti.executor_config)
-            if self._deployed is not None:
-                self._deployed.check(self._profile(workload))
-        except ModalflowError as error:
-            self.log.error("task instance %s is refused: %s", workload.ti.key, error)
-            self.fail(workload.ti.key, info=str(error))
-            return
+        # Of callbacks and connection tests the scheduler notes after this call that they are queued, so what
+        # is wrong with them is found by the next heartbeat.
+        if isinstance(workload, workloads.ExecuteTask):
+            try:
+                task_options.read(workload.ti.executor_config)
+                if self._deployed is not None:
+                    self._deployed.check(task_call.profile(workload))
+            except ModalflowError as error:
+                self.log.error("task instance %s is refused: %s", workload.ti.key, error)
+                self.fail(workload.ti.key, info=str(error))
+                return
         super().queue_workload(workload, session)
 
-    def _refuse(self, workload: ExecutorWorkload) -> None:
-        kind = type(workload).__name__
-        reason = (
-            f"{type(self).__name__} does not run {kind} workloads yet; give the callback or connection "
-            "test to another executor"
-        )
-        self.log.error("workload %s is refused: %s", getattr(workload, "key", workload), reason)
-        key = getattr(workload, "key", None)
-        if key is not None:
-            # The scheduler marks the workload as queued after this call and reads the event later.
-            self.fail(key, info=reason)
-
     def _process_workloads(self, workload_items: Sequence[ExecutorWorkload]) -> None:
-        assert self._deployed is not None and self._dispatcher is not None, "the executor is not started"
+        assert self._deployed and self._dispatcher and self._options, "the executor is not started"
         for workload in workload_items:
             key = workload.key
             if not self._deployed.known and self._deployed.problem is None:
                 # What the environment looks like is being read; the workload stays queued until then.
                 continue
-            self.queued_tasks.pop(key, None)
+            for queued in (self.queued_tasks, self.queued_callbacks, self.queued_connection_tests):
+                queued.pop(key, None)
             self.running.add(key)
             try:
-                submission = self._submission(workload)
+                submission = task_call.submission(workload, self._deployed, self._options, self._partition)
             except ModalflowError as error:
-                self.fail(key, info=str(error))
+                self._fail(key, str(error))
                 continue
             except Exception as error:
                 self.log.exception("no task call can be made of %s", key)
-                self.fail(key, info=f"the workload can't be sent to Modal: {type(error).__name__}: {error}")
+                self._fail(key, f"the workload can't be sent to Modal: {type(error).__name__}: {error}")
                 continue
             self.ledger.open(Flight(submission.call.dispatch, key, last_sign=time.time(), question=True))
             self._dispatcher.submit(submission)
-
-    def _submission(self, workload: workloads.ExecuteTask) -> Submission:
-        assert self._options is not None and self._deployed is not None
-        profile = self._profile(workload)
-        self._deployed.check(profile)
-        options = task_options.read(workload.ti.executor_config)
-        function, function_options = self._deployed.function(profile, options)
-        call = task_call(
-            workload,
-            options,
-            partition=self._partition,
-            timeout=self._deployed.timeout(profile),
-            wakes_scheduler=self._options.serverless,
-        )
-        return Submission(call, function, self._options.submit_deadline, function_options)
-
-    def _profile(self, workload: workloads.ExecuteTask) -> str:
-        default_queue = conf.get("operators", "default_queue", fallback=names.DEFAULT_PROFILE)
-        return task_options.profile_of_queue(getattr(workload.ti, "queue", None), default_queue)
 
     # What became of them.
 
@@ -218,9 +189,10 @@ class ModalExecutor(BaseExecutor):
             # of its dispatch would be foreign.
             self._dispatcher.listen(self._partition)
             self._listening = True
-        if self._look_for_cancellations:
-            self._look_for_cancellations = False
+        if self._look_back:
+            self._look_back = False
             self._cancellations.take_over(self._dispatcher)
+            self._adopt_callbacks()
         self._apply(self._dispatcher.drain())
         self._cancellations.write()
         self._look_for_silent()
@@ -233,7 +205,7 @@ class ModalExecutor(BaseExecutor):
             flight = self.ledger.current(report.dispatch)
             if flight is None:
                 if isinstance(report, reports.Ended):
-                    self.counters["foreign_events"] += 1
+                    self._ended_elsewhere(report)
                 continue
             try:
                 self._apply_one(flight, report)
@@ -248,14 +220,11 @@ class ModalExecutor(BaseExecutor):
             flight.doubtful |= report.doubtful
             flight.question = False
             flight.last_sign = time.time()
-            self.change_state(
-                flight.key,
-                TaskInstanceState.QUEUED,
-                wire.external_executor_id(flight.dispatch, report.call_id),
-                remove_running=False,
-            )
+            if isinstance(flight.key, TaskInstanceKey):
+                external_id = wire.external_executor_id(flight.dispatch, report.call_id)
+                self.change_state(flight.key, TaskInstanceState.QUEUED, external_id, remove_running=False)
         elif isinstance(report, reports.NotSubmitted):
-            self._finish(flight, TaskInstanceState.FAILED, report.reason)
+            self._finish(flight, report.reason)
         elif isinstance(report, reports.Ended):
             self._ended(flight, report)
         elif isinstance(report, reports.Unknown):
@@ -267,13 +236,13 @@ class ModalExecutor(BaseExecutor):
     def _ended(self, flight: Flight, report: reports.Ended) -> None:
         if report.outcome == "done":
             # Success of the run, whatever the task's state is: the worker's supervisor has written that.
-            self._finish(flight, TaskInstanceState.SUCCESS)
+            self._finish(flight)
         elif flight.doubtful and flight.key in self._fresh():
             # The copy that lost has reported; the one that runs goes on reporting to the database.
             flight.question = False
             flight.last_sign = time.time()
         elif report.outcome == "failed":
-            self._finish(flight, TaskInstanceState.FAILED, report.reason)
+            self._finish(flight, report.reason)
         else:
             self._settle(flight, "its function call found it taken back by Airflow")
 
@@ -281,12 +250,14 @@ class ModalExecutor(BaseExecutor):
         """Nobody runs this dispatch (any more): let the scheduler queue it again if it still waits for it."""
         from airflow_provider_modal.executors import database
 
+        if not isinstance(flight.key, TaskInstanceKey):
+            self._settle_other(flight, why, lost=lost)
+            return
         settlement = database.settle(flight.key, flight.dispatch, why, lost=lost)
         self.log.info("dispatch %s of %s: %s; %s", flight.dispatch, flight.key, why, settlement)
         if settlement == "exhausted":
             self._finish(
                 flight,
-                TaskInstanceState.FAILED,
                 f"the task was handed to Modal {database.MOST_REQUEUES + 1} times and lost each time, the "
                 f"last time because {why}; look at the App's logs in Modal, then clear the task",
             )
@@ -298,9 +269,61 @@ class ModalExecutor(BaseExecutor):
             self.ledger.close(flight.key)
             self.running.discard(flight.key)
 
-    def _finish(self, flight: Flight, state: TaskInstanceState, info: str | None = None) -> None:
+    def _settle_other(self, flight: Flight, why: str, *, lost: bool) -> None:
+        """The same for what is no task: only a callback that Modal never took may run again."""
+        from airflow_provider_modal.executors import database
+
+        if lost or not isinstance(flight.key, CallbackKey):
+            self._finish(flight, f"it was handed to Modal and did not end there: {why}")
+            return
+        database.return_callback(flight.key.id)
         self.ledger.close(flight.key)
-        self.change_state(flight.key, state, info)
+        self.running.discard(flight.key)
+
+    def _finish(self, flight: Flight, failure: str | None = None) -> None:
+        self.ledger.close(flight.key)
+        if failure is None:
+            self.success(flight.key)
+        else:
+            self._fail(flight.key, failure)
+
+    def _fail(self, key: Any, reason: str) -> None:
+        if isinstance(key, ConnectionTestKey):
+            from airflow_provider_modal.executors import database
+
+            database.fail_connection_test(key.id, reason)
+        self.fail(key, info=reason)
+
+    def _ended_elsewhere(self, report: reports.Ended) -> None:
+        """Something ended that is not on its way here: a callback of a scheduler that is gone, or a copy."""
+        if report.kind != "callback" or report.outcome == "obsolete":
+            self.counters["foreign_events"] += 1
+        elif report.outcome == "done":
+            self.success(CallbackKey(report.dispatch))
+        else:
+            self.fail(CallbackKey(report.dispatch), info=report.reason)
+
+    def _adopt_callbacks(self) -> None:
+        """Ask about callbacks that a scheduler which is gone had handed over.
+
+        Only where all of them are this executor's; Airflow itself leaves them as they are.
+        """
+        from airflow_provider_modal.executors import database
+
+        assert self._options is not None
+        if not self._options.serverless:
+            return
+        try:
+            found = [CallbackKey(callback_id) for callback_id in database.open_callbacks()]
+        except Exception as error:
+            self.log.warning("the database does not tell which callbacks are under way: %s", error)
+            return
+        for key in found:
+            if key not in self.queued_callbacks and self.ledger.of_key(key) is None:
+                self.running.add(key)
+                flight = Flight(key.id, key, last_sign=time.time())
+                self.ledger.open(flight)
+                self._ask(flight, modal=True)
 
     def change_state(self, key: Any, state: Any, info: Any = None, remove_running: bool = True) -> None:
         """Note an event for the scheduler; also called by it, for tasks that it gave up."""
@@ -309,7 +332,7 @@ class ModalExecutor(BaseExecutor):
             # Ended by somebody else (no heartbeats): what may be left of it must not go on.
             self.ledger.close(key)
             why = f"Airflow had given the task up as {getattr(state, 'value', state)}"
-            self._cancellations.begin(self._dispatcher, key, flight.dispatch, flight.call_id, why)
+            self._cancel(key, flight.dispatch, flight.call_id, why)
         super().change_state(key, state, info, remove_running)
 
     # Silence.
@@ -358,7 +381,7 @@ class ModalExecutor(BaseExecutor):
         if self._dispatcher is None or self._options is None:
             return tis
         # Not here: a session of ours would take the task instances out of Airflow's.
-        self._look_for_cancellations = True
+        self._look_back = True
         database.load_signs(tis)
         left = []
         now = time.time()
@@ -393,7 +416,21 @@ class ModalExecutor(BaseExecutor):
             dispatch, call_id = flight.dispatch, flight.call_id
         if dispatch is not None:
             why = "Airflow's scheduler took the task back, which had been queued for too long"
-            self._cancellations.begin(self._dispatcher, ti.key, dispatch, call_id, why)
+            self._cancel(ti.key, dispatch, call_id, why)
+
+    def fail_connection_test(self, key: ConnectionTestKey) -> None:
+        """Forget a connection test that Airflow gave up, and cancel its function call."""
+        super().fail_connection_test(key)
+        flight = self.ledger.close(key)
+        if flight is not None:
+            self._cancel(key, flight.dispatch, flight.call_id, "the connection test took too long")
+
+    def _cancel(self, key: Any, dispatch: str, call_id: str | None, why: str) -> None:
+        assert self._dispatcher is not None
+        if isinstance(key, TaskInstanceKey):
+            self._cancellations.begin(self._dispatcher, key, dispatch, call_id, why)
+        else:
+            self._dispatcher.cancel(dispatch, call_id, why)
 
     # For users.
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from airflow_provider_modal.wire import Outcome
+from airflow_provider_modal.wire import Kind, Outcome
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,14 @@ class NotSubmitted(Report):
 
 @dataclass(frozen=True)
 class Ended(Report):
-    """The function call is over; ``reason`` is set when ``outcome`` is ``failed``."""
+    """The function call is over; ``reason`` is set when ``outcome`` is ``failed``.
+
+    :param kind: what it ran, as far as the worker told.
+    """
 
     outcome: Outcome
     reason: str | None = None
+    kind: Kind = "task"
 
 
 @dataclass(frozen=True)

@@ -103,15 +103,14 @@ def supervise(workload: str, lost_container: str | None = None) -> dict[str, Any
     :return: ``{"outcome", "reason", "exit_code"}`` with the outcomes of ``wire.Completion``.
     """
     from airflow.executors.workloads import ExecuteTask
+    from airflow.sdk.execution_time import supervisor
 
     task = ExecuteTask.model_validate_json(workload)
     if lost_container is not None:
         _queue_again(task.ti.id, lost_container)
-    os.environ[PROCESS_CONTEXT] = "server"
-    # The process that runs user code is a client: it must look up connections and variables as such.
-    os.register_at_fork(after_in_child=lambda: os.environ.update({PROCESS_CONTEXT: "client"}))
-    _shorten_tail()
-    transport = _LazyTransport()
+    become_supervisor()
+    shorten_tail(supervisor.ActivitySubprocess)
+    transport = LazyTransport()
     try:
         exit_code = _supervise_task()(
             ti=task.ti,
@@ -126,18 +125,25 @@ def supervise(workload: str, lost_container: str | None = None) -> dict[str, Any
         )
     except Exception as error:
         if transport.start_refused is not None:
-            return _ended("obsolete", f"Airflow refused to start this copy: {transport.start_refused}")
+            return ended("obsolete", f"Airflow refused to start this copy: {transport.start_refused}")
         log.exception("Airflow's supervisor failed")
         what = "failed while the task ran" if transport.started else "could not start the task"
-        return _ended("failed", f"Airflow's supervisor {what}: {type(error).__name__}: {error}")
+        return ended("failed", f"Airflow's supervisor {what}: {type(error).__name__}: {error}")
     if transport.taken_back is not None:
         # Its state in the database is somebody's decision; "failed" would overrule it, and a task that was
         # cleared while it ran would not be run again.
-        return _ended("done", f"Airflow took the running task back: {transport.taken_back}", exit_code)
+        return ended("done", f"Airflow took the running task back: {transport.taken_back}", exit_code)
     if exit_code != 0:
         # Airflow's own word on this is only a log line; with retries left it does not even write the state.
-        return _ended("failed", f"{_death(exit_code)} before it could tell Airflow how it ended", exit_code)
-    return _ended("done", None, exit_code)
+        return ended("failed", f"{_death(exit_code)} before it could tell Airflow how it ended", exit_code)
+    return ended("done", None, exit_code)
+
+
+def become_supervisor() -> None:
+    """Make this process one that Airflow trusts, and those that it forks ones that run user code."""
+    os.environ[PROCESS_CONTEXT] = "server"
+    # A client looks up connections and variables as such.
+    os.register_at_fork(after_in_child=lambda: os.environ.update({PROCESS_CONTEXT: "client"}))
 
 
 def _death(exit_code: int) -> str:
@@ -146,12 +152,14 @@ def _death(exit_code: int) -> str:
     return f"the task's process was killed by signal {-exit_code} ({signal_name(-exit_code)})"
 
 
-def _ended(outcome: Outcome, reason: str | None, exit_code: int | None = None) -> dict[str, Any]:
+def ended(outcome: Outcome, reason: str | None, exit_code: int | None = None) -> dict[str, Any]:
+    """Return what a child tells the worker: how its supervised process ended."""
     return {"outcome": outcome, "reason": reason, "exit_code": None if exit_code is None else int(exit_code)}
 
 
 @cache
-def _api() -> Any:
+def api() -> Any:
+    """Return this process's execution API."""
     from airflow.api_fastapi.execution_api.app import InProcessExecutionAPI
 
     return InProcessExecutionAPI()
@@ -162,7 +170,7 @@ async def _first_request() -> httpx.Response:
     import svcs
     from airflow.sdk.api.client import API_VERSION
 
-    app = _api().app
+    app = api().app
     # Its start-up event would set this; but shutting down afterwards would empty what each child needs.
     app.state.svcs_registry = svcs.Registry()
     try:
@@ -214,7 +222,7 @@ _REFUSALS = (httpx.codes.NOT_FOUND, httpx.codes.CONFLICT, httpx.codes.GONE)
 """What the execution API answers about a task instance that this copy may not run, or no longer."""
 
 
-class _LazyTransport(httpx.BaseTransport):
+class LazyTransport(httpx.BaseTransport):
     """Airflow's in-process transport, made with the first request, and what Airflow said of this copy.
 
     Made any earlier, its threads would run in the process that forks the task.
@@ -230,8 +238,9 @@ class _LazyTransport(httpx.BaseTransport):
         """Why the task, which was running, must not run any more: somebody cleared or marked it."""
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Have a request answered, and note what the answer says about this copy."""
         if self._transport is None:
-            self._transport = _api().transport
+            self._transport = api().transport
         response = self._transport.handle_request(request)
         if request.url.path.endswith("/run") and not self.started:
             response.read()
@@ -314,15 +323,13 @@ class _ExitOf:
         os.close(self._read)
 
 
-def _shorten_tail() -> None:
-    """Have the supervisor notice at once that the task's process has ended.
+def shorten_tail(subprocess: Any) -> None:
+    """Have a supervisor notice at once that the process of user code has ended.
 
     It watches the process's sockets, and when the last one closes a moment before the process can be waited
     for, it sleeps a whole heartbeat interval (5 s) before it looks again.
     """
-    from airflow.sdk.execution_time import supervisor
-
-    original = getattr(supervisor.ActivitySubprocess, "_register_pipe_readers", None)
+    original = getattr(subprocess, "_register_pipe_readers", None)
     if original is None:
         log.warning("this Airflow's supervisor is unknown: each task ends up to 5 s late")
         return
@@ -337,4 +344,4 @@ def _shorten_tail() -> None:
             log.warning("the task's process can't be waited for (%s): it may end up to 5 s late", error)
         return result
 
-    supervisor.ActivitySubprocess._register_pipe_readers = register
+    subprocess._register_pipe_readers = register

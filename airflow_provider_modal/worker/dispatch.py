@@ -112,7 +112,8 @@ def _refuse(container: _Container, call: Mapping[str, Any], reason: str) -> dict
     try:
         completion = wire.Completion(
             dispatch=str(call["dispatch"]),
-            key=wire.TaskKey(**call["key"]),
+            key=wire.TaskKey(**call["key"]) if call["key"] is not None else None,
+            kind=call["kind"],
             outcome="failed",
             reason=reason,
             call_id=container.call_id,
@@ -151,7 +152,7 @@ class _Run:
 
     def to_end(self) -> wire.Completion:
         """Run it, report, and return what was reported."""
-        log.info("dispatch %s: %s, call %s", self.call.dispatch, self.call.key, self.container.call_id)
+        log.info("dispatch %s: %s, call %s", self.call.dispatch, self.call.subject, self.container.call_id)
         completion = self._completion()
         reason = completion.reason
         log.info("dispatch %s: %s%s", self.call.dispatch, completion.outcome, f": {reason}" if reason else "")
@@ -188,6 +189,7 @@ class _Run:
         return wire.Completion(
             dispatch=self.call.dispatch,
             key=self.call.key,
+            kind=self.call.kind,
             outcome=outcome,
             reason=reason,
             call_id=self.container.call_id,
@@ -222,11 +224,8 @@ class _Run:
         oom_kills = memory.oom_kills()
         with claim.started(self.container.state, self.call, verdict.claim):
             self.supervised = True
-            child = self.zygote.spawn(
-                f"{version_compat.adapter('airflow_provider_modal.worker')}:supervise",
-                {"workload": self.call.workload, "lost_container": verdict.lost_container},
-                env,
-            )
+            target, arguments = self._target(verdict)
+            child = self.zygote.spawn(target, arguments, env)
             ending = limits.await_end(
                 child,
                 self.call.timeout,
@@ -244,6 +243,16 @@ class _Run:
         if ending.stopped is not None:
             return "failed", self._stopped(ending.stopped)
         return self._result(ending.outcome, memory.rose(oom_kills, memory.oom_kills()))
+
+    def _target(self, verdict: claim.Verdict) -> tuple[str, dict[str, Any]]:
+        """Return what the zygote's child calls, and with what."""
+        adapter = version_compat.adapter("airflow_provider_modal.worker")
+        arguments = {"workload": self.call.workload}
+        if self.call.kind == "callback":
+            return f"{adapter}_callbacks:supervise", arguments
+        if self.call.kind == "connection_test":
+            return f"{adapter}_callbacks:check_connection", arguments
+        return f"{adapter}:supervise", {**arguments, "lost_container": verdict.lost_container}
 
     def _result(self, outcome: Outcome, out_of_memory: bool) -> tuple[wire.Outcome, str | None]:
         if outcome.error is None and outcome.result["outcome"] != "failed":
@@ -277,7 +286,7 @@ class _Run:
 
     def _last_lines(self) -> list[str]:
         """Return the last lines of the task's log; of a lost container's, what it got onto the Volume."""
-        if self.supervised:
+        if self.supervised or self.call.key is None:
             return self.log.last_lines()
         return tail.of_volume(self.container.files, self.call.key)
 
@@ -338,7 +347,7 @@ class _Run:
 
 def _of_workload(call: wire.TaskCall, part: str) -> dict[str, Any]:
     """Return one part of an Airflow 3 workload; empty for other kinds."""
-    return json.loads(call.workload).get(part) or {} if call.kind == "task" else {}
+    return json.loads(call.workload).get(part) or {} if call.kind != "command" else {}
 
 
 _CANCELLED = "cancelled: the function call was cancelled before the task ended"

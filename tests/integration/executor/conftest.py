@@ -63,6 +63,7 @@ def settings(modal_server: LocalModal, monkeypatch: pytest.MonkeyPatch) -> Itera
     )
     # No scheduler has been here before; what one leaves is tested with a real database.
     monkeypatch.setattr("airflow_provider_modal.executors.database.open_cancellations", lambda seconds: [])
+    monkeypatch.setattr("airflow_provider_modal.executors.database.open_callbacks", lambda: [])
     monkeypatch.setattr("airflow_provider_modal.executors.database.write_events", lambda events: None)
     # The SDK keeps one client per process, which may be another test's.
     _Client._set_env_client(None)

@@ -49,12 +49,31 @@ class Rows:
         }
         _insert(TaskInstance, columns)
 
+    def callback(self, state: str) -> str:
+        """Add the callback of a missed deadline; return its id."""
+        from airflow.models.callback import Callback
+
+        callback_id = uuid.uuid4()
+        columns = {
+            "id": callback_id,
+            "type": "executor",
+            "fetch_method": "import_path",
+            "data": {"path": "alerts.late", "kwargs": {}, "dag_run_id": 1, "dag_id": "d"},
+            "state": state,
+            "priority_weight": 1,
+            "created_at": datetime.now(timezone.utc),
+        }
+        _insert(Callback, columns)
+        return str(callback_id)
+
     def now(self, *columns: str) -> tuple[Any, ...]:
         [row] = self.run(f"SELECT {', '.join(columns)} FROM task_instance")
         return row
 
     def clear(self) -> None:
-        self.run("TRUNCATE task_instance, task_instance_history, log CASCADE")
+        self.run(
+            "TRUNCATE task_instance, task_instance_history, log, callback, connection_test_request CASCADE"
+        )
         self.run("DELETE FROM job WHERE id <> 1")
 
 
@@ -379,3 +398,65 @@ def test_a_cancellation_of_long_ago_is_left_alone(rows: Rows, adopting: Adopting
     successor = Adopting()
     successor.executor._cancellations.take_over(successor.executor._dispatcher)  # type: ignore[arg-type]
     assert successor.orders == []
+
+
+def test_a_callback_goes_from_the_scheduler_to_modal_and_back(rows: Rows, adopting: Adopting) -> None:
+    from airflow.utils.session import create_session
+
+    callback_id = rows.callback("pending")
+    executor = adopting.executor
+    executor.__dict__["jwt_generator"] = None  # no API server, no tokens
+    with create_session() as session:
+        adopting.runner._enqueue_executor_callbacks(session)
+    assert [str(key) for key in executor.queued_callbacks] == [callback_id]
+    assert rows.run("SELECT state FROM callback") == [("queued",)]
+    # What is queued here is not adopted as well.
+    executor._adopt_callbacks()
+    assert adopting.orders == []
+    executor._apply([Ended(callback_id, "failed", "it raised", "callback")])
+    adopting.process()
+    assert rows.run("SELECT state, output FROM callback") == [("failed", "it raised")]
+
+
+def test_callbacks_of_a_scheduler_that_is_gone_are_asked_about(rows: Rows, adopting: Adopting) -> None:
+    queued, running = rows.callback("queued"), rows.callback("running")
+    for state in ("pending", "success", "failed"):
+        rows.callback(state)
+    adopting.executor._adopt_callbacks()
+    assert sorted(adopting.orders) == sorted([(queued, None, True), (running, None, True)])
+    adopting.executor._apply(
+        [
+            Unknown(queued, "it never reached Modal", lost=False),
+            Ended(running, "done"),
+        ]
+    )
+    adopting.process()
+    assert rows.run("SELECT state FROM callback WHERE id = %s", queued) == [("pending",)]
+    assert rows.run("SELECT state FROM callback WHERE id = %s", running) == [("success",)]
+    assert adopting.executor.slots_occupied == 0
+
+
+def test_elsewhere_callbacks_may_be_another_executors(rows: Rows, adopting: Adopting) -> None:
+    rows.callback("queued")
+    adopting.executor._options = Options(serverless=False)
+    adopting.executor._adopt_callbacks()
+    assert adopting.orders == []
+
+
+def test_why_a_connection_could_not_be_tested_is_told_once(rows: Rows) -> None:
+    from airflow.models.connection_test import ConnectionTestRequest
+    from airflow.utils.session import create_session
+
+    from airflow_provider_modal.executors import database
+
+    with create_session() as session:
+        test = ConnectionTestRequest(connection_id="c", conn_type="fs")
+        session.add(test)
+        session.flush()
+        test_id = str(test.id)
+    database.fail_connection_test(test_id, "not deployed")
+    database.fail_connection_test(test_id, "too late")
+    database.fail_connection_test(str(uuid.uuid4()), "unknown")
+    assert rows.run("SELECT state, result_message, active_connection_id FROM connection_test_request") == [
+        ("failed", "not deployed", None)
+    ]

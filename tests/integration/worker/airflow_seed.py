@@ -57,6 +57,35 @@ def queue_task(dag_id: str, task_id: str, run_id: str) -> str:
         return ExecuteTask.make(instance).model_dump_json()
 
 
+def queue_connection_test(conn_type: str, extra: str) -> str:
+    """Ask for the test of a connection, as the API server does; return the workload as JSON."""
+    from airflow.executors.workloads import TestConnection
+    from airflow.models.connection_test import ConnectionTestRequest, ConnectionTestState
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        test = ConnectionTestRequest(connection_id="tested", conn_type=conn_type, extra=extra)
+        test.state = ConnectionTestState.QUEUED
+        session.add(test)
+        session.flush()
+        return TestConnection.make(
+            connection_test_id=test.id, connection_id="tested", timeout=20
+        ).model_dump_json()
+
+
+def connection_test_row(test_id: str) -> dict[str, Any]:
+    """Return what the database says of a connection test."""
+    from uuid import UUID
+
+    from airflow.models.connection_test import ConnectionTestRequest
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        row = session.get(ConnectionTestRequest, UUID(test_id))
+        assert row is not None
+        return {"state": str(row.state), "message": row.result_message}
+
+
 def supervise_into(path: str, workload: str) -> dict[str, Any]:
     """Run a task with this process's standard output in a file."""
     from airflow_provider_modal.worker import af3

@@ -66,6 +66,20 @@ class Environment:
         )
         return replace(call, **options)
 
+    def other(self, kind: wire.Kind, dispatch: str, item: dict[str, Any]) -> wire.TaskCall:
+        """Return the call for a workload that is no task."""
+        return wire.TaskCall(
+            dispatch=dispatch,
+            kind=kind,
+            key=None,
+            workload=json.dumps(item),
+            log_path=item.get("log_path"),
+            partition=PARTITION,
+            timeout=60,
+            env={"RECORD": f"tcp:{self.recorder.port}"},
+            wakes_scheduler=False,
+        )
+
     def spawn(self, message: dict[str, Any]) -> modal.FunctionCall[Any]:
         function = modal.Function.from_name(self.resources.app, names.EXECUTE_TASK)
         call: modal.FunctionCall[Any] = function.spawn(message)
@@ -73,6 +87,7 @@ class Environment:
 
     def row(self, call: wire.TaskCall) -> dict[str, Any]:
         key = call.key
+        assert key is not None
         row: dict[str, Any] = self.host.call(
             "task_row", dag_id=key.dag_id, task_id=key.task_id, run_id=key.run_id
         )
@@ -275,6 +290,56 @@ def test_missing_dag_version_is_told(environment: Environment) -> None:
     assert completion.outcome == "failed" and "DAG version 000000000000" in str(completion.reason)
     environment.event(call)
     assert environment.row(call)["state"] == "queued"
+
+
+@pytest.mark.parametrize(("text", "outcome"), [("late", "done"), ("fail", "failed")])
+def test_callback_is_run_and_reported(environment: Environment, text: str, outcome: str) -> None:
+    item = {
+        "token": "",
+        "dag_rel_path": "worker_dag.py",
+        "bundle_info": {"name": names.BUNDLE_NAME, "version": None},
+        "log_path": f"executor_callbacks/{DAG}/run/{text}",
+        "callback": {
+            "id": str(uuid.uuid4()),
+            "fetch_method": "import_path",
+            "data": {"path": "worker_dag.called_back", "kwargs": {"text": text}},
+        },
+        "type": "ExecuteCallback",
+    }
+    call = environment.other("callback", item["callback"]["id"], item)  # type: ignore[index]
+    completion = wire.Completion.from_wire(environment.spawn(call.to_wire()).get(timeout=120))
+    assert (completion.outcome, completion.kind, completion.key) == (outcome, "callback", None)
+    assert environment.event(call) == completion
+    assert [r["text"] for r in environment.recorder.events("called_back")].count(text) == 1
+    if outcome == "failed":
+        assert "worker_dag.called_back failed" in str(completion.reason)
+    logs = environment.files.list(f"{names.LOGS_FOLDER}/executor_callbacks/{DAG}/run")
+    assert any(f"/{text}" in entry.path for entry in logs)
+
+
+@pytest.mark.parametrize(
+    ("path", "state", "told"), [("/tmp", "success", ""), ("/no/such/folder", "failed", "does not exist")]
+)
+def test_connection_is_tested_and_airflow_told(
+    environment: Environment, path: str, state: str, told: str
+) -> None:
+    item = environment.host.call("queue_connection_test", conn_type="fs", extra=json.dumps({"path": path}))
+    test_id = json.loads(item)["connection_test_id"]
+    call = environment.other("connection_test", test_id, json.loads(item))
+    completion = wire.Completion.from_wire(environment.spawn(call.to_wire()).get(timeout=120))
+    assert (completion.outcome, completion.reason) == ("done", None)
+    assert environment.event(call) == completion
+    row = environment.host.call("connection_test_row", test_id=test_id)
+    assert row["state"] == state and told in str(row["message"])
+
+
+def test_connection_test_that_airflow_does_not_know_has_a_reason(environment: Environment) -> None:
+    test_id = str(uuid.uuid4())
+    item = {"token": "", "connection_test_id": test_id, "connection_id": "c", "timeout": 5}
+    call = environment.other("connection_test", test_id, {**item, "type": "TestConnection"})
+    completion = wire.Completion.from_wire(environment.spawn(call.to_wire()).get(timeout=120))
+    assert completion.outcome == "failed" and "could not be tested" in str(completion.reason)
+    assert environment.event(call) == completion
 
 
 def test_claims_in_a_real_dict(environment: Environment, monkeypatch: pytest.MonkeyPatch) -> None:

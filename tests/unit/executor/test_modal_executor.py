@@ -15,6 +15,7 @@ from airflow.executors.workloads import ExecuteCallback, ExecuteTask
 from airflow.executors.workloads.base import BundleInfo
 from airflow.executors.workloads.callback import CallbackDTO, CallbackFetchMethod
 from airflow.executors.workloads.task import TaskInstanceDTO
+from airflow.models.callback import CallbackKey
 from airflow.models.taskinstancekey import TaskInstanceKey
 from airflow.utils.state import CallbackState, TaskInstanceState
 
@@ -68,8 +69,14 @@ class RecordedDispatcher(Dispatcher):
 
 
 class Executor(ModalExecutor):
-    events: list[tuple[Any, ...]]
-    """What is written into Airflow's event log."""
+    """With a database that is a few lists."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.events: list[tuple[Any, ...]] = []
+        self.open_callbacks: list[str] = []
+        self.returned: list[str] = []
+        self.failed_tests: list[tuple[str, str]] = []
 
     def _make_dispatcher(self, deployed: Deployed, options: Options) -> Dispatcher:
         return RecordedDispatcher()
@@ -97,8 +104,13 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 def executor(settings: pytest.MonkeyPatch) -> Executor:
     executor = Executor(parallelism=4)
     executor.job_id = 7
-    executor.events = []
-    settings.setattr("airflow_provider_modal.executors.database.write_events", executor.events.extend)
+    for name, instead in {
+        "write_events": executor.events.extend,
+        "open_callbacks": lambda: executor.open_callbacks,
+        "return_callback": executor.returned.append,
+        "fail_connection_test": lambda test_id, reason: executor.failed_tests.append((test_id, reason)),
+    }.items():
+        settings.setattr(f"airflow_provider_modal.executors.database.{name}", instead)
     executor.start()
     return executor
 
@@ -129,7 +141,7 @@ def key(task_id: str = "t", try_number: int = 1) -> TaskInstanceKey:
     return TaskInstanceKey("d", task_id, "r", try_number, -1)
 
 
-def queued(executor: Executor, *items: ExecuteTask) -> list[Submission]:
+def queued(executor: Executor, *items: Any) -> list[Submission]:
     before = len(executor.dispatcher.of_kind("submit"))
     for item in items:
         executor.queue_workload(item, session=None)  # type: ignore[arg-type]
@@ -230,28 +242,111 @@ def test_only_a_time_limit_above_the_profiles_changes_the_function(executor: Exe
     assert longer.options == FunctionOptions(timeout=3601 + config.CALL_MARGIN_SECONDS)
 
 
-def test_a_callback_is_refused_without_an_exception(executor: Executor) -> None:
-    callback = ExecuteCallback(
-        callback=CallbackDTO(id=str(uuid.uuid4()), fetch_method=CallbackFetchMethod.IMPORT_PATH, data={}),
+def callback() -> ExecuteCallback:
+    data = {"path": "alerts.late", "kwargs": {"text": "late"}}
+    method = CallbackFetchMethod.IMPORT_PATH
+    return ExecuteCallback(
+        callback=CallbackDTO(id=str(uuid.uuid4()), fetch_method=method, data=data),
         dag_rel_path=Path("dag.py"),
-        bundle_info=BundleInfo(name="b"),
-        log_path=None,
-        token="",
+        bundle_info=BundleInfo(name="modal-volume", version="abc"),
+        log_path="executor_callbacks/d/r/c",
+        token="secret-token",
     )
-    executor.queue_workload(callback, session=None)  # type: ignore[arg-type]
-    executor.heartbeat()
-    state, reason = executor.get_event_buffer()[callback.key]
-    assert state == CallbackState.FAILED and "ExecuteCallback" in reason
+
+
+def connection_test(queue: str | None = None) -> workloads.TestConnection:
+    return workloads.TestConnection.make(
+        connection_test_id=uuid.uuid4(), connection_id="c", timeout=30, queue=queue
+    )
+
+
+def test_a_callback_is_dispatched_under_its_own_id(executor: Executor) -> None:
+    item = callback()
+    [submission] = queued(executor, item)
+    call = wire.TaskCall.from_wire(submission.call.to_wire())
+    assert (call.kind, call.dispatch, call.key) == ("callback", item.callback.id, None)
+    assert (submission.function, call.log_path) == (names.EXECUTE_TASK, "executor_callbacks/d/r/c")
+    assert ExecuteCallback.model_validate_json(call.workload).callback == item.callback
+    executor.dispatcher.says(reports.Submitted(call.dispatch, "fc-1"))
+    executor.sync()
+    # It has no place for the call's id.
+    assert executor.get_event_buffer() == {} and executor.running == {item.key}
+    executor.dispatcher.says(reports.Ended(call.dispatch, "failed", "it raised", "callback"))
+    executor.sync()
+    assert executor.get_event_buffer() == {item.key: (CallbackState.FAILED, "it raised")}
     assert executor.slots_occupied == 0
 
 
-def test_a_connection_test_is_refused_without_an_exception(executor: Executor) -> None:
-    test = workloads.TestConnection.make(
-        connection_test_id=uuid.uuid4(), connection_id="c", timeout=1, queue=None
+def test_callbacks_go_before_tasks(executor: Executor) -> None:
+    late, *tasks = callback(), *(workload(f"t{n}") for n in range(5))
+    submissions = queued(executor, *tasks, late)
+    assert len(submissions) == 4 and submissions[0].call.kind == "callback"
+
+
+def test_the_end_of_a_callback_that_another_scheduler_began_is_told(executor: Executor) -> None:
+    done, failed, copy = (str(uuid.uuid4()) for _ in range(3))
+    executor.dispatcher.says(
+        reports.Ended(done, "done", None, "callback"),
+        reports.Ended(failed, "failed", "it raised", "callback"),
+        reports.Ended(copy, "obsolete", "another one runs it", "callback"),
+        reports.Ended(str(uuid.uuid4()), "done", None, "connection_test"),
     )
-    executor.queue_workload(test, session=None)  # type: ignore[arg-type]
-    executor.heartbeat()
+    executor.sync()
+    assert executor.get_event_buffer() == {
+        CallbackKey(done): (CallbackState.SUCCESS, None),
+        CallbackKey(failed): (CallbackState.FAILED, "it raised"),
+    }
+    assert executor.counters["foreign_events"] == 2
+
+
+def test_callbacks_under_way_are_adopted_and_what_never_reached_modal_is_returned(
+    executor: Executor,
+) -> None:
+    alive, ended, never, lost = executor.open_callbacks = [str(uuid.uuid4()) for _ in range(4)]
+    executor.sync()
+    assert [order[0] for order in executor.dispatcher.of_kind("ask")] == executor.open_callbacks
+    assert executor.slots_occupied == 4 and executor.busy
+    executor.dispatcher.says(
+        reports.Alive(alive),
+        reports.Ended(ended, "done", None),
+        reports.Unknown(never, "it never reached Modal", lost=False),
+        reports.Unknown(lost, "Modal has no function call fc-1"),
+    )
+    executor.sync()
+    events = executor.get_event_buffer()
+    assert events.pop(CallbackKey(ended)) == (CallbackState.SUCCESS, None)
+    state, reason = events.pop(CallbackKey(lost))
+    assert state == CallbackState.FAILED and "fc-1" in reason
+    assert not events and executor.returned == [never]
+    assert executor.running == {CallbackKey(alive)}
+
+
+def test_a_connection_test_runs_in_its_queue_and_frees_its_slot(executor: Executor) -> None:
+    item = connection_test(queue="gpu")
+    [submission] = queued(executor, item)
+    assert (submission.function, submission.call.kind) == ("execute_task_gpu", "connection_test")
+    executor.dispatcher.says(reports.Ended(submission.call.dispatch, "done", None, "connection_test"))
+    executor.sync()
+    assert executor.slots_occupied == 0 and executor.failed_tests == []
+
+
+def test_why_a_connection_could_not_be_tested_is_written(executor: Executor) -> None:
+    wrong, unlucky = connection_test(queue="gqu"), connection_test()
+    [submission] = queued(executor, wrong, unlucky)
+    executor.dispatcher.says(reports.NotSubmitted(submission.call.dispatch, "not deployed"))
+    executor.sync()
+    (of_wrong, told), (of_unlucky, said) = executor.failed_tests
+    assert (of_wrong, of_unlucky) == (wrong.key.id, unlucky.key.id)
+    assert "did you mean 'gpu'" in told and said == "not deployed"
     assert executor.slots_occupied == 0
+
+
+def test_a_connection_test_that_airflow_gave_up_is_cancelled(executor: Executor) -> None:
+    item = connection_test()
+    [submission] = queued(executor, item)
+    executor.fail_connection_test(item.key)
+    assert executor.dispatcher.of_kind("cancel") == [(submission.call.dispatch, None)]
+    assert executor.slots_occupied == 0 and executor.events == []
 
 
 def test_the_call_id_is_told_once_modal_has_it(executor: Executor) -> None:

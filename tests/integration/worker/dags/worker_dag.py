@@ -23,6 +23,13 @@ def record(event: str, **values: object) -> None:
             file.write(line)
 
 
+def called_back(text: str) -> None:
+    """The callback of a deadline."""
+    record("called_back", text=text)
+    if text == "fail":
+        raise ValueError("the callback is wrong")
+
+
 class Patient(BaseOperator):
     """Works until it is told to stop."""
 
