@@ -125,7 +125,7 @@ def test_a_cancel_right_after_the_spawn_is_not_lost(isolated_server: LocalModal)
         "    try:\n        call.get(); result.append(99)\n"
         "    except Exception:\n        result.append(time.time() - begin)",
     )
-    assert max(result) < 8, result
+    assert max(result) < 20, result  # a lost one would take 30
 
 
 def test_cancel_with_terminate_containers_ends_the_container(isolated_server: LocalModal) -> None:
