@@ -22,6 +22,8 @@ MODES = os.environ.get("LOCAL_MODAL_TEST_MODES", "isolated shared").split()
 LEAK = {"LEAKED": "from the server's own environment"}
 QUICK = [
     *("--cancel-grace", "0.5", "--stop-grace", "1", "--preemption-grace", "2"),
+    # The SDK acts on the first cancel event alone, and loses it if the input's code is about to start.
+    *("--cancel-limit", "6"),
     # Tests decide themselves when a volume is committed.
     *("--background-commits", "0"),
 ]
