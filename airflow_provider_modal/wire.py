@@ -149,6 +149,7 @@ class Claim:
     :param container: Modal task id of the container, for messages.
     :param at: seconds since the epoch of the last change.
     :param deliveries: how many deliveries have held the claim so far, this one included.
+    :param memory: MiB that the container used at most, as far as it is known.
     """
 
     token: str
@@ -156,6 +157,7 @@ class Claim:
     container: str
     at: float
     deliveries: int = 1
+    memory: int | None = None
 
     def to_wire(self) -> dict[str, Any]:
         """Return the dict that is put into the state Dict."""

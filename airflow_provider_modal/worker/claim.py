@@ -29,7 +29,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -50,6 +50,8 @@ LOST_SECONDS = 6 * BEAT_SECONDS
 """A started claim that did not change for so long is a lost container's. One renewal that fails makes a gap
 of two beats; this is three times as long."""
 _LOOK_SECONDS = 1.0
+_MEASURE_SECONDS = 0.5
+"""How often the container's memory is measured; a task can use up all of it within a beat."""
 
 
 class State(Protocol):
@@ -69,6 +71,7 @@ class Verdict:
     :param run: run the task.
     :param claim: ours, if it could be put or there was nothing to put it beside.
     :param lost_container: Modal task id of the container that started the task before and is lost.
+    :param lost_memory: MiB that it used at most, as far as it is known.
     :param reason: for ``run=False``: what happened and what to do.
     :param obsolete: for ``run=False``: another delivery runs the task; nothing is lost.
     :param reported: for ``run=False``: what another delivery reported at its end.
@@ -77,6 +80,7 @@ class Verdict:
     run: bool
     claim: wire.Claim
     lost_container: str | None = None
+    lost_memory: int | None = None
     reason: str | None = None
     obsolete: bool = False
     reported: wire.Completion | None = None
@@ -98,6 +102,7 @@ def decide(call: wire.TaskCall, own: wire.Claim, found: wire.Claim | None) -> Ve
             False,
             ours,
             found.container,
+            found.memory,
             f"{lost}; user code may have run, so it was not started again. If the task can run twice, give "
             f"it retries or {RERUN}",
         )
@@ -106,10 +111,11 @@ def decide(call: wire.TaskCall, own: wire.Claim, found: wire.Claim | None) -> Ve
             False,
             ours,
             found.container,
+            found.memory,
             f"{lost}, as were {found.deliveries - 1} before; it is not started again after {MAX_DELIVERIES}. "
             "Look at the function call's log in Modal for what ends its containers",
         )
-    return Verdict(True, ours, found.container)
+    return Verdict(True, ours, found.container, found.memory)
 
 
 def claim(state: State, call: wire.TaskCall, token: str, container: str) -> Verdict:
@@ -147,23 +153,41 @@ def claim(state: State, call: wire.TaskCall, token: str, container: str) -> Verd
 
 
 @contextmanager
-def started(state: State, call: wire.TaskCall, claim: wire.Claim) -> Iterator[None]:
+def started(
+    state: State,
+    call: wire.TaskCall,
+    claim: wire.Claim,
+    *,
+    memory_used: Callable[[], int | None] = lambda: None,
+    memory_alarm: float = float("inf"),
+) -> Iterator[None]:
     """Say that user code may run from now on, and until the end of the block that it still may.
 
     To be entered right before user code can run.
+
+    :param memory_used: measures the container's memory, in MiB; the most is part of the claim.
+    :param memory_alarm: how many MiB are worth a renewal at once: the next one may come too late.
     """
     key = names.claim_key(call.dispatch)
+    most: int | None = None
 
     def current() -> wire.Claim:
-        return replace(claim, phase="started", at=time.time())
+        return replace(claim, phase="started", at=time.time(), memory=most)
 
     _put(state, key, current(), "mark the dispatch as started")
     over = threading.Event()
 
     def beat() -> None:
+        nonlocal most
         due = time.monotonic() + BEAT_SECONDS
-        while not over.wait(max(due - time.monotonic(), 0)):
-            due += BEAT_SECONDS
+        alarmed = False
+        while not over.wait(min(max(due - time.monotonic(), 0), _MEASURE_SECONDS)):
+            most = max(filter(None, (most, memory_used())), default=None)
+            alarm = not alarmed and (most or 0) >= memory_alarm
+            if not alarm and time.monotonic() < due:
+                continue
+            alarmed |= alarm
+            due += 0 if alarm else BEAT_SECONDS
             _put(state, key, current(), "renew the dispatch's claim", repeat=False, deadline=_BEAT_DEADLINE)
 
     thread = threading.Thread(target=beat, name="claim-beat", daemon=True)

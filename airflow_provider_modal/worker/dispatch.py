@@ -213,7 +213,7 @@ class _Run:
         if not verdict.run and verdict.obsolete:
             return "obsolete", verdict.reason
         if not verdict.run:
-            return "failed", f"{verdict.reason}. {self._lost_by_memory()}"
+            return "failed", self._lost(verdict)
         self._refresh_mount()
         env = {**self.call.env, **self._dag_version()}
         self.zygote.ready()
@@ -222,7 +222,14 @@ class _Run:
         # From here on an interruption would leave a task behind that nobody stops and reports.
         self.cancelled.interruptible = False
         oom_kills = memory.oom_kills()
-        with claim.started(self.container.state, self.call, verdict.claim):
+        _, limit = self._profile_and_memory()
+        with claim.started(
+            self.container.state,
+            self.call,
+            verdict.claim,
+            memory_used=memory.used,
+            memory_alarm=memory.NEAR * limit if limit is not None else float("inf"),
+        ):
             self.supervised = True
             target, arguments = self._target(verdict)
             child = self.zygote.spawn(target, arguments, env)
@@ -266,14 +273,17 @@ class _Run:
     def _out_of_memory(self) -> str:
         return memory.reason(*self._profile_and_memory())
 
-    def _lost_by_memory(self) -> str:
-        """Return what to do if it was for memory that a former delivery's container was lost.
-
-        Modal ends a container that exceeds its limit as a whole, so nobody in it can tell.
-        """
+    def _lost(self, verdict: claim.Verdict) -> str:
+        """Return that a former delivery's container was lost, and what to do should it be for memory."""
         profile, limit = self._profile_and_memory()
+        out_of_memory = memory.reason_of_lost(
+            str(verdict.lost_container), profile, limit, verdict.lost_memory
+        )
+        if out_of_memory is not None:
+            return out_of_memory
         of = f"of {limit} MiB " if limit is not None else ""
-        return f"Should the memory {of}have been too little, {memory.advice(profile, limit)}"
+        hint = f"Should the memory {of}have been too little, {memory.advice(profile, limit)}"
+        return f"{verdict.reason}. {hint}"
 
     def _profile_and_memory(self) -> tuple[str, int | None]:
         """Return the task's worker profile, and at how many MiB its container is killed."""

@@ -227,6 +227,19 @@ def test_task_whose_container_is_lost_is_not_run_twice(environment: Environment)
     assert any("was lost" in line for line in log)
 
 
+def test_container_that_runs_out_of_memory_is_told_with_its_limit(environment: Environment) -> None:
+    call = environment.queued("hungry", memory=700)
+    function = modal.Function.from_name(environment.resources.app, names.EXECUTE_TASK)
+    spawned = function.with_options(memory=(700, 700)).spawn(call.to_wire())
+    completion = wire.Completion.from_wire(spawned.get(timeout=150))
+    assert completion.outcome == "failed"
+    reason = str(completion.reason)
+    # Where there are no control groups, nobody in the container can measure.
+    assert reason.startswith("out of memory") or "Should the memory of 700 MiB" in reason
+    assert "700" in reason and "{'memory': 1400}" in reason
+    assert environment.event(call) == completion
+
+
 def test_preempted_task_is_stopped_and_reported_once(environment: Environment) -> None:
     call = environment.queued("patient")
     started, killed = (len(environment.recorder.events(event)) for event in ("started", "on_kill"))

@@ -183,6 +183,32 @@ def test_a_delivery_lives_although_a_renewal_hangs() -> None:
     assert verdict.obsolete and "ta-first" in str(verdict.reason)
 
 
+def test_memory_is_told_with_a_renewal_and_at_once_when_it_gets_scarce(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(claim, "_MEASURE_SECONDS", 0.01)
+    monkeypatch.setattr(claim, "BEAT_SECONDS", 60)
+    state = SharedState({})
+    measured = [100]
+
+    def told() -> int | None:
+        return wire.Claim.from_wire(state.value).memory
+
+    first = held("first", "claimed")
+    with claim.started(state, call(), first, memory_used=lambda: measured[0], memory_alarm=800):
+        measured[0] = 790
+        time.sleep(0.1)
+        assert told() is None
+        measured[0] = 810
+        wait_until(lambda: told() == 810, 5)
+        # Once is enough: the next renewal comes anyway.
+        measured[0] = 900
+        time.sleep(0.1)
+        assert told() == 810
+    verdict = claim.decide(call(), held("own", "claimed"), wire.Claim.from_wire(state.value))
+    assert (verdict.lost_container, verdict.lost_memory) == ("ta-first", 810)
+
+
 def test_a_gap_of_one_renewal_is_far_from_a_loss() -> None:
     assert claim._BEAT_DEADLINE < claim.BEAT_SECONDS
     assert claim.LOST_SECONDS >= 3 * 2 * claim.BEAT_SECONDS

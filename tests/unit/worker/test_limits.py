@@ -127,6 +127,63 @@ def test_memory_counter(tmp_path: Path) -> None:
     assert memory.rose(1, 2) and not memory.rose(2, 2) and not memory.rose(None, 2)
 
 
+V1 = ("memory.usage_in_bytes", "memory.limit_in_bytes", "total_inactive_file")
+V2 = ("memory.current", "memory.max", "inactive_file")
+
+
+def control_group(folder: Path, files: tuple[str, str, str], limit: str) -> None:
+    """A group that uses 300 MiB, of which 100 are cache."""
+    usage, most, cache = files
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / usage).write_text(f"{300 * 2**20}\n")
+    (folder / most).write_text(f"{limit}\n")
+    (folder / "memory.stat").write_text(f"rss 1\n{cache} {100 * 2**20}\n")
+
+
+@pytest.mark.parametrize(
+    ("own", "folder", "files"),
+    [
+        ("0::/a/b\n", "a/b", V2),
+        ("0::/\n", ".", V2),
+        ("3:cpu:/x\n4:memory:/a\n0::/other\n", "memory/a", V1),
+    ],
+)
+@pytest.mark.parametrize(
+    ("limit", "used"), [(str(512 * 2**20), 200), ("max", None), ("9223372036854771712", None)]
+)
+def test_memory_in_use_is_that_of_a_group_with_a_limit_without_cache(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    own: str,
+    folder: str,
+    files: tuple[str, str, str],
+    limit: str,
+    used: int | None,
+) -> None:
+    control_group(tmp_path / "cgroup" / folder, files, limit)
+    (tmp_path / "own").write_text(own)
+    group = memory._control_group(tmp_path / "own", tmp_path / "cgroup")
+    monkeypatch.setattr(memory, "_control_group", lambda: group)
+    assert memory.used() == used
+
+
+def test_memory_that_cannot_be_measured_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own").write_text("0::/\n")
+    assert memory._control_group(tmp_path / "own", tmp_path) is None
+    monkeypatch.setattr(memory, "_control_group", lambda: None)
+    assert memory.used() is None
+
+
+def test_a_container_that_was_near_its_limit_was_lost_for_memory() -> None:
+    told = memory.reason_of_lost("ta-1", "default", 1000, 801)
+    assert told is not None and told.startswith("out of memory")
+    assert "801 MiB of its limit of 1000" in told and "{'memory': 2000}" in told
+    assert memory.reason_of_lost("ta-1", "default", 1000, 799) is None
+    assert memory.reason_of_lost("ta-1", "default", 1000, 5000) is None
+    assert memory.reason_of_lost("ta-1", "default", None, 799) is None
+    assert memory.reason_of_lost("ta-1", "default", 1000, None) is None
+
+
 def test_memory_reason_names_limit_and_setting() -> None:
     reason = memory.reason("large", 2048)
     assert "2048 MiB" in reason and "workers.large.memory" in reason

@@ -76,7 +76,16 @@ with DAG("worker_dag", schedule=None) as dag:
         os.kill(os.getppid(), signal.SIGKILL)
         time.sleep(60)
 
+    @task
+    def hungry() -> None:
+        eaten = []
+        record("started")
+        while True:
+            eaten.append(bytearray(b"x") * (5 * 2**20))
+            time.sleep(0.05)
+
     quick()
+    hungry()
     fails()
     killed()
     stubborn()
