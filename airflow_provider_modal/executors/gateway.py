@@ -9,20 +9,17 @@ loop and with it the deadline.
 from __future__ import annotations
 
 import asyncio
-import logging
 import queue
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from airflow_provider_modal import names, wire
 from airflow_provider_modal.errors import ConfigError
+from airflow_provider_modal.executors.call_state import CallState, state_of
 from airflow_provider_modal.executors.function_options import FunctionOptions
 
 if TYPE_CHECKING:
     import modal
-
-log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 _Variant: TypeAlias = tuple[str, FunctionOptions]
@@ -35,22 +32,6 @@ MOST_VARIANTS = 256
 """How many functions, and variants of them with options, are kept looked up."""
 CONNECT_PATIENCE = 1.0
 """Seconds that a connection being made at the end may take."""
-
-
-@dataclass(frozen=True)
-class CallState:
-    """What Modal says about a function call.
-
-    :param over: there is an outcome, or there will never be one.
-    :param completion: what the worker returned.
-    :param failure: why there is no completion although the call is over; for the user.
-    :param known: False when Modal has no such call.
-    """
-
-    over: bool
-    completion: wire.Completion | None = None
-    failure: str | None = None
-    known: bool = True
 
 
 class Gateway:
@@ -160,7 +141,7 @@ class Gateway:
 
     async def state_of(self, call_id: str) -> CallState:
         """Ask what became of a function call."""
-        return await self._in_time(lambda: _state_of(call_id))
+        return await self._in_time(lambda: state_of(call_id))
 
     def _objects(self) -> tuple[modal.Dict, modal.Queue]:
         import modal
@@ -228,66 +209,3 @@ async def _look_up(
             "executor_config['modal']"
         ) from error
     return function
-
-
-async def _state_of(call_id: str) -> CallState:
-    import modal
-    from modal import exception
-
-    call: modal.FunctionCall[Any] = modal.FunctionCall.from_id(call_id)
-    try:
-        value = await call.get.aio(timeout=0)
-    except TimeoutError as error:
-        if error.args:
-            return _failed(error)
-        # The SDK's bare TimeoutError: no output yet.
-        return CallState(over=False)
-    except exception.OutputExpiredError:
-        return CallState(
-            over=True,
-            failure=f"Modal no longer has the result of function call {call_id} (it keeps them for 7 days); "
-            "clear the task to run it again",
-        )
-    except exception.NotFoundError as error:
-        log.info("Modal does not know function call %s: %s", call_id, error)
-        return CallState(over=True, known=False)
-    except exception.InputCancellation:
-        return _cancelled(call_id)
-    except exception.FunctionTimeoutError as error:
-        return CallState(
-            over=True,
-            failure=f"Modal ended function call {call_id} at its time limit ({error}); raise the worker "
-            "profile's timeout in the configuration and run: modalflow create",
-        )
-    except exception.RemoteError as error:
-        text = str(error).strip()
-        if not text or "cancel" in text.lower() or "terminat" in text.lower():
-            return _cancelled(call_id, text)
-        return _failed(error)
-    except (exception.ConnectionError, exception.ServiceError, exception.ResourceExhaustedError):
-        raise
-    except (exception.AuthError, exception.InternalError, exception.ClientClosed, OSError):
-        raise
-    except Exception as error:
-        return _failed(error)
-    try:
-        return CallState(over=True, completion=wire.Completion.from_wire(value))
-    except wire.WireError as error:
-        return CallState(over=True, failure=str(error))
-
-
-def _cancelled(call_id: str, text: str = "") -> CallState:
-    detail = f" ({text})" if text else ""
-    return CallState(
-        over=True,
-        failure=f"function call {call_id} was cancelled in Modal{detail}; clear the task to run it again",
-    )
-
-
-def _failed(error: BaseException) -> CallState:
-    cause = ": ".join(filter(None, [type(error).__name__, str(error).strip()]))
-    return CallState(
-        over=True,
-        failure=f"the task's function call failed in Modal ({cause}); look at the App's logs there, then "
-        "clear the task",
-    )

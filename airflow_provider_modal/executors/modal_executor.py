@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.executors import workloads
 from airflow.executors.base_executor import BaseExecutor
-from airflow.models.callback import CallbackKey
-from airflow.models.connection_test import ConnectionTestKey
 from airflow.models.taskinstancekey import TaskInstanceKey
 from airflow.utils.state import TaskInstanceState
 
@@ -34,6 +32,7 @@ from airflow_provider_modal.executors.options import Options
 if TYPE_CHECKING:
     from airflow.cli.cli_config import GroupCommand
     from airflow.executors.workloads import ExecutorWorkload
+    from airflow.models.connection_test import ConnectionTestKey
     from airflow.models.taskinstance import TaskInstance
     from sqlalchemy.orm import Session
 
@@ -248,10 +247,14 @@ class ModalExecutor(BaseExecutor):
 
     def _settle(self, flight: Flight, why: str, *, lost: bool = True) -> None:
         """Nobody runs this dispatch (any more): let the scheduler queue it again if it still waits for it."""
-        from airflow_provider_modal.executors import database
+        from airflow_provider_modal.executors import database, others
 
         if not isinstance(flight.key, TaskInstanceKey):
-            self._settle_other(flight, why, lost=lost)
+            failure = others.settle(flight.key, why, lost=lost)
+            if failure is not None:
+                self._finish(flight, failure)
+            else:
+                self._forget(flight)
             return
         settlement = database.settle(flight.key, flight.dispatch, why, lost=lost)
         self.log.info("dispatch %s of %s: %s; %s", flight.dispatch, flight.key, why, settlement)
@@ -266,17 +269,9 @@ class ModalExecutor(BaseExecutor):
             flight.question = False
             flight.last_sign = time.time()
         else:
-            self.ledger.close(flight.key)
-            self.running.discard(flight.key)
+            self._forget(flight)
 
-    def _settle_other(self, flight: Flight, why: str, *, lost: bool) -> None:
-        """The same for what is no task: only a callback that Modal never took may run again."""
-        from airflow_provider_modal.executors import database
-
-        if lost or not isinstance(flight.key, CallbackKey):
-            self._finish(flight, f"it was handed to Modal and did not end there: {why}")
-            return
-        database.return_callback(flight.key.id)
+    def _forget(self, flight: Flight) -> None:
         self.ledger.close(flight.key)
         self.running.discard(flight.key)
 
@@ -288,42 +283,37 @@ class ModalExecutor(BaseExecutor):
             self._fail(flight.key, failure)
 
     def _fail(self, key: Any, reason: str) -> None:
-        if isinstance(key, ConnectionTestKey):
-            from airflow_provider_modal.executors import database
+        from airflow_provider_modal.executors import others
 
-            database.fail_connection_test(key.id, reason)
+        others.note_failure(key, reason)
         self.fail(key, info=reason)
 
     def _ended_elsewhere(self, report: reports.Ended) -> None:
         """Something ended that is not on its way here: a callback of a scheduler that is gone, or a copy."""
-        if report.kind != "callback" or report.outcome == "obsolete":
+        from airflow_provider_modal.executors import others
+
+        callback = others.callback_of(report)
+        if callback is None:
             self.counters["foreign_events"] += 1
         elif report.outcome == "done":
-            self.success(CallbackKey(report.dispatch))
+            self.success(callback)
         else:
-            self.fail(CallbackKey(report.dispatch), info=report.reason)
+            self.fail(callback, info=report.reason)
 
     def _adopt_callbacks(self) -> None:
-        """Ask about callbacks that a scheduler which is gone had handed over.
-
-        Only where all of them are this executor's; Airflow itself leaves them as they are.
-        """
-        from airflow_provider_modal.executors import database
+        """Ask about the callbacks of schedulers that are gone, where all of them are this executor's."""
+        from airflow_provider_modal.executors import others
 
         assert self._options is not None
         if not self._options.serverless:
             return
-        try:
-            found = [CallbackKey(callback_id) for callback_id in database.open_callbacks()]
-        except Exception as error:
-            self.log.warning("the database does not tell which callbacks are under way: %s", error)
-            return
-        for key in found:
-            if key not in self.queued_callbacks and self.ledger.of_key(key) is None:
-                self.running.add(key)
-                flight = Flight(key.id, key, last_sign=time.time())
-                self.ledger.open(flight)
-                self._ask(flight, modal=True)
+        for key in others.callbacks_left_behind(
+            lambda key: key in self.queued_callbacks or self.ledger.of_key(key) is not None
+        ):
+            self.running.add(key)
+            flight = Flight(key.id, key, last_sign=time.time())
+            self.ledger.open(flight)
+            self._ask(flight, modal=True)
 
     def change_state(self, key: Any, state: Any, info: Any = None, remove_running: bool = True) -> None:
         """Note an event for the scheduler; also called by it, for tasks that it gave up."""

@@ -11,8 +11,8 @@ import pytest
 from modal import exception
 
 from airflow_provider_modal.executors import cancelling, reports, submit_errors
+from airflow_provider_modal.executors.call_state import CallState
 from airflow_provider_modal.executors.dispatcher import Dispatcher, Submission
-from airflow_provider_modal.executors.gateway import CallState
 from airflow_provider_modal.executors.options import Options
 from airflow_provider_modal.names import ResourceNames
 from local_modal.testing import wait_until
