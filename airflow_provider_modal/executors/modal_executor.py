@@ -236,14 +236,20 @@ class ModalExecutor(BaseExecutor):
         if report.outcome == "done":
             # Success of the run, whatever the task's state is: the worker's supervisor has written that.
             self._finish(flight)
-        elif flight.doubtful and flight.key in self._fresh():
-            # The copy that lost has reported; the one that runs goes on reporting to the database.
+        elif self._is_copy(flight, report):
+            # The one that runs goes on, and reports itself.
             flight.question = False
             flight.last_sign = time.time()
         elif report.outcome == "failed":
             self._finish(flight, report.reason)
         else:
             self._settle(flight, "its function call found it taken back by Airflow")
+
+    def _is_copy(self, flight: Flight, report: reports.Ended) -> bool:
+        """Whether what ended is a copy that lost, while the other one runs."""
+        if not isinstance(flight.key, TaskInstanceKey):
+            return report.outcome == "obsolete"
+        return flight.doubtful and flight.key in self._fresh()
 
     def _settle(self, flight: Flight, why: str, *, lost: bool = True) -> None:
         """Nobody runs this dispatch (any more): let the scheduler queue it again if it still waits for it."""

@@ -341,6 +341,30 @@ def test_why_a_connection_could_not_be_tested_is_written(executor: Executor) -> 
     assert executor.slots_occupied == 0
 
 
+def test_a_second_delivery_of_a_callback_does_not_end_the_first(executor: Executor) -> None:
+    item = callback()
+    [submission] = queued(executor, item)
+    dispatch = submission.call.dispatch
+    executor.dispatcher.says(reports.Ended(dispatch, "obsolete", "another one runs it", "callback"))
+    executor.sync()
+    assert executor.get_event_buffer() == {} and executor.running == {item.key}
+    executor.dispatcher.says(reports.Ended(dispatch, "done", None, "callback"))
+    executor.sync()
+    assert executor.get_event_buffer() == {item.key: (CallbackState.SUCCESS, None)}
+
+
+def test_a_database_that_is_away_keeps_no_slot(executor: Executor, settings: pytest.MonkeyPatch) -> None:
+    def away(test_id: str, reason: str) -> None:
+        raise OSError("the database is away")
+
+    settings.setattr("airflow_provider_modal.executors.database.fail_connection_test", away)
+    wrong, unlucky = connection_test(queue="gqu"), connection_test()
+    [submission] = queued(executor, wrong, unlucky)
+    executor.dispatcher.says(reports.NotSubmitted(submission.call.dispatch, "not deployed"))
+    executor.sync()
+    assert executor.slots_occupied == 0 and len(executor.ledger) == 0
+
+
 def test_a_connection_test_that_airflow_gave_up_is_cancelled(executor: Executor) -> None:
     item = connection_test()
     [submission] = queued(executor, item)
