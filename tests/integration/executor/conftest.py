@@ -65,13 +65,14 @@ def settings(modal_server: LocalModal, monkeypatch: pytest.MonkeyPatch) -> Itera
     monkeypatch.setattr("airflow_provider_modal.executors.database.open_cancellations", lambda seconds: [])
     monkeypatch.setattr("airflow_provider_modal.executors.database.open_callbacks", lambda: [])
     monkeypatch.setattr("airflow_provider_modal.executors.database.write_events", lambda events: None)
-    # The SDK keeps one client per process, which may be another test's.
-    _Client._set_env_client(None)
+    # The SDK keeps one client per process, which may be another test's. Before 1.6 the name was another one.
+    forget_client = getattr(_Client, "_set_env_client", None) or getattr(_Client, "set_env_client")  # noqa: B009
+    forget_client(None)
     resources = ResourceNames(ENV)
     modal.Dict.from_name(resources.state_dict, create_if_missing=True).hydrate()
     modal.Queue.from_name(resources.events_queue, create_if_missing=True).hydrate()
     yield monkeypatch
-    _Client._set_env_client(None)
+    forget_client(None)
 
 
 @pytest.fixture
