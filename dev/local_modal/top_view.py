@@ -133,6 +133,10 @@ def _rpcs(status: Mapping[str, Any], before: Mapping[str, Any] | None) -> Table:
     return Table("RPCs", header, shown, frozenset(header[1:]))
 
 
+def _newest_in_force_first(faults: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return sorted(faults[::-1], key=lambda fault: fault["state"] != "active")
+
+
 def _faults(status: Mapping[str, Any]) -> Table:
     told = {"id", "fault", "state", "struck", "effect", "rpc"}
     rows = [
@@ -144,7 +148,7 @@ def _faults(status: Mapping[str, Any]) -> Table:
             str(fault["struck"]),
             " ".join(f"{name}={value}" for name, value in fault.items() if name not in told),
         )
-        for fault in status["faults"]
+        for fault in _newest_in_force_first(status["faults"])
     ]
     return Table("Faults", ("id", "fault", "rpc", "state", "struck", "settings"), rows, frozenset({"struck"}))
 

@@ -54,7 +54,7 @@ def test_a_web_server_and_its_successor(server: LocalModal) -> None:
     assert (response.status, path, forwarded) == (200, "/some/path?x=1", "127.0.0.1")
     assert [live["task_id"] for live in server.tasks("served")] == [task]  # though min_containers is 2
     # The next deployment's container can only listen once this one has gone.
-    deploy(server, "ports", WEB_SERVER_PORT=str(port))
+    deploy(server, "ports", WEB_SERVER_PORT=str(port), EDITION="2")
     response, body = ask(url)
     assert response.status == 200 and body.decode().split()[0] != task
     # Should the container die, there is another one.

@@ -25,7 +25,10 @@ class Handler(BaseHTTPRequestHandler):
         )
 
 
-@app.function(secrets=[modal.Secret.from_dict({"WEB_SERVER_PORT": str(PORT)})], min_containers=2)
+SETTINGS = {"WEB_SERVER_PORT": str(PORT), "EDITION": os.environ.get("EDITION", "1")}
+
+
+@app.function(secrets=[modal.Secret.from_dict(SETTINGS)], min_containers=2)
 @modal.concurrent(max_inputs=5)
 @modal.web_server(PORT, startup_timeout=20)
 def served() -> None:
