@@ -135,7 +135,8 @@ def _rpcs(status: Mapping[str, Any], before: Mapping[str, Any] | None) -> Table:
 
 def _newest_in_force_first(faults: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     newest_first = list(reversed(faults))
-    return [fault for state in (True, False) for fault in newest_first if (fault["state"] == "active") is state]
+    in_force = [fault for fault in newest_first if fault["state"] == "active"]
+    return in_force + [fault for fault in newest_first if fault["state"] != "active"]
 
 
 def _faults(status: Mapping[str, Any]) -> Table:
