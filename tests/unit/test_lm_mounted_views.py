@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -157,6 +158,60 @@ def test_concurrent_commits_of_one_container_do_not_disturb_each_other(
         await asyncio.gather(*(views.commit("ta-1", VOLUME) for _ in range(5)))
         await asyncio.gather(views.commit("ta-1", VOLUME), views.reload("ta-1", VOLUME))
         assert {f"n{number}" for number in range(20)} <= set(store.head(VOLUME).manifest)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("operation", ["commit", "reload"])
+def test_a_request_that_is_lost_while_it_is_carried_out_deletes_nothing(
+    store: VolumeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    reading, go_on = threading.Event(), threading.Event()
+    put_file = store.blobs.put_file
+
+    def put_file_slowly(source: str | Path | int) -> tuple[str, int]:
+        reading.set()
+        assert go_on.wait(10)
+        return put_file(source)
+
+    async def scenario() -> None:
+        views = MountedViews(store, tmp_path / "views", lambda task_id: [])
+        (one,) = await views.open("ta-1", [mount()])
+        (one.host_path / "committed").write_text("x")
+        await views.commit("ta-1", VOLUME)
+        (one.host_path / "later").write_text("x")
+        monkeypatch.setattr(store.blobs, "put_file", put_file_slowly)
+        lost = asyncio.create_task(getattr(views, operation)("ta-1", VOLUME))
+        await asyncio.to_thread(reading.wait, 10)
+        lost.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await lost
+        repeated = asyncio.create_task(views.commit("ta-1", VOLUME))
+        await asyncio.sleep(0)
+        closing = asyncio.create_task(views.close("ta-1"))
+        await asyncio.sleep(0.05)  # time for what must not happen
+        assert not closing.done()
+        assert (one.host_path / "committed").exists()
+        go_on.set()
+        await closing
+        with pytest.raises(NotMounted, match="has ended"):
+            await repeated
+        assert store.head(VOLUME).manifest.keys() == {"f", "d", "d/g", "committed", "later"}
+
+    run(scenario)
+
+
+def test_views_whose_opener_has_gone_are_closed(views: MountedViews, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        opening = asyncio.create_task(views.open("ta-1", [mount()]))
+        await asyncio.sleep(0)
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        await views.close("ta-1")
+        assert not (tmp_path / "views" / "ta-1").exists()
+        with pytest.raises(NotMounted):
+            await views.commit("ta-1", VOLUME)
 
     run(scenario)
 

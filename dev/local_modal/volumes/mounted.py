@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,7 +39,7 @@ class NotMounted(Exception):
     """The container doesn't mount the volume."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Mounted:
     view: View
     background: bool
@@ -49,6 +49,10 @@ class _Mounted:
 
 class MountedViews:
     """All views below one directory. File work happens in threads; one view does one thing at a time.
+
+    What has been begun is done to the end when its caller is cancelled, as a container's request is when its
+    connection is lost: a thread can't be interrupted, and a view must not be closed or used by somebody else
+    under it.
 
     Args:
         store: the volumes.
@@ -72,15 +76,24 @@ class MountedViews:
         self._spares: list[CopyView] = []
         """The one left last at the end."""
         self._spare_names = itertools.count()
+        self._opening: dict[str, asyncio.Task[list[BoundView]]] = {}
+        self._running: set[asyncio.Task[None]] = set()
+        """Keeps them from being garbage collected."""
         self._trees = Trees(store, directory / "trees")
 
     async def open(self, task_id: str, mounts: Iterable[api_pb2.VolumeMount]) -> list[BoundView]:
-        """A view of every mounted volume as it is now, in the order of `mounts`.
+        """A view of every mounted volume as it is now, in the order of `mounts`; a caller that is cancelled
+        calls `close`.
 
         Raises:
             UnknownVolume: a volume has been deleted.
             NotADirectoryInVolume, InvalidPath: a mount's sub path can't be mounted.
         """
+        opening = self._opening[task_id] = asyncio.create_task(self._open_all(task_id, list(mounts)))
+        opening.add_done_callback(lambda _: self._opening.pop(task_id))
+        return await asyncio.shield(opening)
+
+    async def _open_all(self, task_id: str, mounts: list[api_pb2.VolumeMount]) -> list[BoundView]:
         mounted: list[_Mounted] = []
         try:
             for index, mount in enumerate(mounts):
@@ -106,6 +119,11 @@ class MountedViews:
 
     async def close(self, task_id: str) -> None:
         """Take the views from a container that has ended; what it hasn't committed is lost."""
+        await self._to_the_end(self._close_all(task_id))
+
+    async def _close_all(self, task_id: str) -> None:
+        if task_id in self._opening:
+            await asyncio.wait([self._opening[task_id]])
         for entry in self._views.pop(task_id, []):
             async with entry.lock:
                 view = entry.view
@@ -133,12 +151,19 @@ class MountedViews:
             UnknownVolume: the volume has been deleted.
             LimitExceeded: the volume would become too big; nothing has been published.
         """
+        await self._to_the_end(self._commit_all(task_id, volume_id))
+
+    async def _commit_all(self, task_id: str, volume_id: str) -> None:
         for entry in self._of(task_id, volume_id):
             async with entry.lock:
+                self._check_mounted(task_id, entry)
                 await asyncio.to_thread(entry.view.commit, self._pids(task_id))
 
     async def commit_in_background(self) -> None:
         """Publish what every container has changed, finished or not, in the mounts that allow it."""
+        await self._to_the_end(self._commit_all_in_background())
+
+    async def _commit_all_in_background(self) -> None:
         for task_id, mounted in list(self._views.items()):
             for entry in mounted:
                 async with entry.lock:
@@ -161,11 +186,15 @@ class MountedViews:
             OpenFiles: it uses a file of it; nothing has been done.
             UnknownVolume: the volume has been deleted.
         """
+        await self._to_the_end(self._reload_all(task_id, volume_id))
+
+    async def _reload_all(self, task_id: str, volume_id: str) -> None:
         mounted = self._of(task_id, volume_id)
         async with AsyncExitStack() as locks:
             for entry in mounted:
                 await locks.enter_async_context(entry.lock)
             for entry in mounted:
+                self._check_mounted(task_id, entry)
                 await asyncio.to_thread(entry.view.reload, self._pids(task_id))
 
     def contents(self) -> set[str]:
@@ -177,6 +206,22 @@ class MountedViews:
         if not mounted:
             raise NotMounted(f"Volume {volume_id} is not mounted in the container {task_id}.")
         return mounted
+
+    def _check_mounted(self, task_id: str, entry: _Mounted) -> None:
+        """Raise `NotMounted` if the container has ended while the lock was awaited: its files are gone, which
+        must not be taken for deletions."""
+        if entry not in self._views.get(task_id, ()):
+            raise NotMounted(f"The container {task_id} has ended.")
+
+    async def _to_the_end(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(_log_failure)
+            raise
 
     async def _open(self, directory: Path, mount: api_pb2.VolumeMount) -> View:
         sub_path = normalize(mount.sub_path)
@@ -238,6 +283,11 @@ def empty(directory: Path) -> None:
     """Make an empty directory, whatever views of a former server it contains."""
     remove_tree(directory)
     directory.mkdir(parents=True)
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.warning("Work on a volume whose caller had gone: %s: %s", type(error).__name__, error)
 
 
 def _mount(view: CopyView) -> tuple[str, str]:
