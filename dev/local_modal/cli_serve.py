@@ -23,7 +23,7 @@ from local_modal.limits import NO_CGROUPS
 from local_modal.quotas import Quotas
 from local_modal.server import Options, Server
 from local_modal.services.images import REFUSE, WARN
-from local_modal.store import StateDirInUse
+from local_modal.store import StateDirInUse, StateDirUnsafe
 
 SERVE = f"""\
 Start a server and stay in the foreground; stop it with Ctrl-C. When it is ready it prints one line of JSON:
@@ -198,7 +198,7 @@ async def _run(options: Options, quiet: bool) -> None:
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
     try:
         server = Server(options)
-    except StateDirInUse as error:
+    except (StateDirInUse, StateDirUnsafe) as error:
         raise Refused(str(error)) from None
     except PermissionError as error:
         raise Refused(f"--state-dir {options.state_dir}: {error.strerror}") from None

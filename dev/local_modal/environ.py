@@ -58,10 +58,10 @@ def container_environ(
     own = interpreter_environ(interpreter)
     environ = dict(own)
     environ["HOME"] = places.home
-    environ["TMPDIR"] = places.tmp
+    if places.tmp != "/tmp":
+        environ["TMPDIR"] = places.tmp
     environ.update(image)
     environ.update(secrets)
-    environ.setdefault("AIRFLOW_HOME", f"{environ['HOME']}/airflow")
     extra_path = environ.get("PYTHONPATH")
     environ.update(
         {

@@ -40,6 +40,7 @@ class Limits:
         self._name = "local-modal-" + hashlib.sha256(str(state_dir).encode()).hexdigest()[:12]
         self._cgroups: Cgroups | None = None
         self._reason = "not examined yet"
+        self._containers: dict[str, ContainerLimits] = {}
 
     def start(self, cgroups: bool = True) -> None:
         """Remove the groups of a former server that was killed, find out what is possible. Blocks.
@@ -57,7 +58,10 @@ class Limits:
             self._reason = str(error)
             return
         self._reason = ""
-        self._record.write_text(json.dumps([str(path) for path in self._cgroups.directories]))
+        # In one step: the server may be killed at any moment.
+        written = self._record.with_suffix(".new")
+        written.write_text(json.dumps([str(path) for path in self._cgroups.directories]))
+        written.replace(self._record)
 
     def stop(self) -> None:
         """Remove the server's groups. Blocks."""
@@ -68,7 +72,12 @@ class Limits:
         if not self._record.exists():
             return
         try:
-            remove_stale(tuple(Path(path) for path in json.loads(self._record.read_text())))
+            directories = tuple(Path(path) for path in json.loads(self._record.read_text()))
+        except (ValueError, TypeError) as error:
+            log.warning("%s is ignored, control groups may be left: %s", self._record, error)
+            directories = ()
+        try:
+            remove_stale(directories)
         except OSError as error:
             log.warning("Control groups of containers could not be removed: %s", error)
             return
@@ -96,7 +105,7 @@ class Limits:
         return gaps
 
     def container(self, task_id: str, resources: api.Resources) -> ContainerLimits:
-        """The limits of one container, in force for all processes that join.
+        """The limits of one container, in force for all processes that join, until `close_container`.
 
         Raises:
             OSError: the kernel refuses them.
@@ -105,11 +114,21 @@ class Limits:
         group = None
         if self._cgroups is not None and (memory or cpus):
             group = self._cgroups.create(task_id, memory, cpus)
-        return ContainerLimits(memory, group)
+        limits = self._containers[task_id] = ContainerLimits(memory, group)
+        return limits
+
+    def close_container(self, task_id: str) -> None:
+        """Remove what enforces a container's limits, if it has got that far. Blocks for milliseconds.
+
+        Raises:
+            OSError: a process of it can't be ended.
+        """
+        if (limits := self._containers.pop(task_id, None)) is not None:
+            limits.close()
 
 
 class ContainerLimits:
-    """One container's limits. `close` when it has ended."""
+    """One container's limits."""
 
     def __init__(self, memory_bytes: int, group: Group | None) -> None:
         self.memory_bytes = memory_bytes

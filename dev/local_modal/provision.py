@@ -63,7 +63,8 @@ class Provisioner:
         return self._interpreters[python]
 
     async def provide(self, task: Task, resolved: Resolved) -> Provision:
-        """Prepare one container; the caller closes its limits and its views and removes its directory."""
+        """Prepare one container; the caller closes its limits and views and removes its directory, also if
+        this fails."""
         definition = resolved.definition
         scratch = self._dir / task.task_id
         _make_directories(scratch)

@@ -21,16 +21,22 @@ class StateDirInUse(Exception):
     """Another server holds the lock of this state directory."""
 
 
+class StateDirUnsafe(Exception):
+    """The state directory is open to others, and not the server's to close."""
+
+
 class Store:
     """Write-through key/value tables in `state.db`; usable from any thread.
 
     Raises:
         StateDirInUse: another live process serves this directory.
+        StateDirUnsafe: others could read or change what is in it.
     """
 
     def __init__(self, state_dir: Path) -> None:
         # Secrets, source code and results are in there.
         state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._close_to_others(state_dir)
         self._lock_fd = self._take_lock(state_dir)
         self._mutex = threading.RLock()
         self._depth = 0
@@ -38,6 +44,21 @@ class Store:
         self._db = sqlite3.connect(state_dir / "state.db", isolation_level=None, check_same_thread=False)
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=OFF")
+
+    @staticmethod
+    def _close_to_others(state_dir: Path) -> None:
+        status = state_dir.stat()
+        problem = ""
+        if status.st_uid != os.geteuid():
+            problem = f"belongs to user {status.st_uid}, this server runs as {os.geteuid()}"
+        elif status.st_mode & 0o077:
+            # Somebody's home, or /tmp, must not be closed by a slip.
+            if (state_dir / "lock").exists() or not any(state_dir.iterdir()):
+                state_dir.chmod(0o700)
+            else:
+                problem = "has other files than a server's and is open to others"
+        if problem:
+            raise StateDirUnsafe(f"State directory {state_dir} {problem}: choose another --state-dir.")
 
     @staticmethod
     def _take_lock(state_dir: Path) -> int:
@@ -58,7 +79,12 @@ class Store:
     def put(self, table: str, key: str, value: bytes) -> None:
         """Set `key` in `table`; the table is made on first use."""
         with self._mutex:
-            self._db.execute(f"INSERT OR REPLACE INTO {self._table(table)} VALUES (?, ?)", (key, value))
+            # Not REPLACE, which is a new row: `load` promises the order of first insertion.
+            self._db.execute(
+                f"INSERT INTO {self._table(table)} VALUES (?, ?)"
+                " ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+                (key, value),
+            )
 
     def delete(self, table: str, key: str) -> None:
         """Remove `key` from `table`; nothing happens if it isn't there."""
@@ -66,7 +92,7 @@ class Store:
             self._db.execute(f"DELETE FROM {self._table(table)} WHERE key = ?", (key,))
 
     def load(self, table: str) -> dict[str, bytes]:
-        """Everything in `table`, in the order of first insertion of the keys as sqlite kept it."""
+        """Everything in `table`, in the order in which the keys came first."""
         with self._mutex:
             rows = self._db.execute(f"SELECT key, value FROM {self._table(table)} ORDER BY rowid").fetchall()
         return {key: bytes(value) for key, value in rows}

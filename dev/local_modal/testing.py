@@ -120,7 +120,7 @@ class LocalModal:
         Raises:
             RuntimeError: it ended or wasn't ready in time; with what it logged.
         """
-        self.state_dir.mkdir(parents=True, exist_ok=True)
+        self.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         package_parent = str(Path(__file__).parent.parent)
         path = os.environ.get("PYTHONPATH")
         env = os.environ | self._extra_env

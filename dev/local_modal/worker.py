@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
-import shutil
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from local_modal.limits import NO_CGROUPS, Limits
 from local_modal.model import Task
 from local_modal.output import OutputPump
 from local_modal.provision import ENTRYPOINT, Provision, Provisioner
+from local_modal.volumes.views import remove_tree
 from local_modal.zygotes import ContainerProcess, ZygoteError, Zygotes
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+WAIT_SECONDS = 60.0
+"""For containers that have been killed; more than a zygote or a control group that hangs is given."""
 LAUNCH_FAILED = -1
 """The exit code of a container whose process couldn't be started."""
 
@@ -65,8 +69,9 @@ class Workers:
         await asyncio.to_thread(self.limits.start, not without_cgroups)
         if self.server.options.require_isolation and (missing := self.missing()):
             raise isolation.NotIsolated(missing)
-        await asyncio.to_thread(shutil.rmtree, self._dir, ignore_errors=True)
-        self._dir.mkdir()
+        # What can't be removed all the same, such as another user's files, is only in the way.
+        await asyncio.to_thread(remove_tree, self._dir)
+        self._dir.mkdir(exist_ok=True)
         if self._zygotes is not None:
             self._zygotes.ensure(interpreter)
 
@@ -81,8 +86,14 @@ class Workers:
         return [*self.isolation.missing(), *self.limits.missing()]
 
     async def wait_all(self) -> None:
-        """Return when no container is left and everything of it is cleared away."""
+        """Return when no container is left and everything of it is cleared away, or after `WAIT_SECONDS`, so
+        that whatever hangs doesn't keep the server from ending.
+        """
+        deadline = time.monotonic() + WAIT_SECONDS
         while self._launching:
+            if time.monotonic() > deadline:
+                log.warning("Left behind, as they don't end: %s", ", ".join(sorted(self._launching)))
+                return
             await asyncio.sleep(0.01)
 
     # -- for the engine
@@ -91,7 +102,6 @@ class Workers:
         """Run a container from its start to its end; the engine hears of the end, whatever happens."""
         self._launching.add(task.task_id)
         returncode = LAUNCH_FAILED
-        provision: Provision | None = None
         try:
             await fault_start.before_start(self.server, task)
             provision = await self._provisioner.provide(task, resolved)
@@ -103,15 +113,21 @@ class Workers:
                 exception=f"The container could not be started: {error}",
             )
         finally:
-            self.server.access.dismiss(task.task_id)
-            self.server.engine.exited(task.task_id, returncode)
-            try:
-                await self.server.volumes.close_views(task.task_id)
-                await asyncio.to_thread(shutil.rmtree, self._dir / task.task_id, ignore_errors=True)
-                if provision is not None:
-                    await asyncio.to_thread(provision.limits.close)
-            finally:
-                self._launching.discard(task.task_id)
+            await self._bury(task.task_id, returncode)
+
+    async def _bury(self, task_id: str, returncode: int) -> None:
+        """Tell of the end and clear away; whatever fails of it is logged by the loop and keeps nothing else.
+
+        Raises:
+            Exception: the last of what went wrong.
+        """
+        async with contextlib.AsyncExitStack() as steps:  # runs them from the last to the first
+            steps.callback(self._launching.discard, task_id)
+            steps.push_async_callback(asyncio.to_thread, self.limits.close_container, task_id)
+            steps.push_async_callback(asyncio.to_thread, remove_tree, self._dir / task_id)
+            steps.push_async_callback(self.server.volumes.close_views, task_id)
+            steps.callback(self.server.engine.exited, task_id, returncode)
+            steps.callback(self.server.access.dismiss, task_id)
 
     async def prepare(self, definition: api.Function) -> None:
         """Lay out the files that containers of this function need, so that the first one starts as fast as

@@ -177,7 +177,12 @@ def serve(connection: socket.socket) -> tuple[launcher.Spec, dict[str, str]]:
             _send(connection, {"id": request["id"], "error": "an import has started a thread"})
             pid = -1
         else:
-            pid = os.fork()
+            try:
+                pid = os.fork()
+            except OSError as error:
+                # No memory or no processes left, which passes; the containers there are must not end by it.
+                _send(connection, {"id": request["id"], "error": f"fork: {error}"})
+                pid = -1
         if pid == 0:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -267,11 +272,13 @@ def main(descriptor: int, parent_pid: int, module: str, foreign_path: list[str])
     gc.collect()
     gc.freeze()
     _send(connection, {"ready": len(preloaded.names)})
+    me = os.getpid()
     spec, environ = serve(connection)
     os.setsid()
     os.environ.clear()
     os.environ.update(environ)
-    launcher.become(spec | {"parent_pid": os.getppid()}, lambda described: run_forked(preloaded, described))
+    # Not the parent that it has by now: if the zygote has died, nobody would ever tell the container.
+    launcher.become(spec | {"parent_pid": me}, lambda described: run_forked(preloaded, described))
 
 
 if __name__ == "__main__":

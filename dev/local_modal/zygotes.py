@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 PROGRAM = Path(__file__).with_name("zygote.py")
 READY_SECONDS = 60.0
 STOP_SECONDS = 5.0
+FORK_SECONDS = 10.0
+"""A zygote that takes longer for its answer, which is ready in milliseconds, hangs and is killed."""
 READ_BYTES = 65536
 RENEW_AFTER = 10
 """Containers of one zygote: all of them have its hash seed, and user code that depends on the order of a set
@@ -76,7 +78,7 @@ class Zygotes:
     def __init__(self, module: str) -> None:
         self._module = module
         self._zygotes: dict[str, asyncio.Task[_Zygote]] = {}
-        self._renewals: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Task[None]] = set()
 
     async def fork(
         self,
@@ -91,16 +93,23 @@ class Zygotes:
         Raises:
             ZygoteError: there is no working zygote; nothing was started.
         """
-        zygote = await asyncio.shield(self.ensure(interpreter))
+        starting = self.ensure(interpreter)
+        zygote = await asyncio.shield(starting)
         if zygote.broken:
-            self._zygotes.pop(interpreter.executable, None)
+            # Unless another container has found that out, too, and a successor is there.
+            if self._zygotes.get(interpreter.executable) is starting:
+                del self._zygotes[interpreter.executable]
+                self._in_background(zygote.stop())
             zygote = await asyncio.shield(self.ensure(interpreter))
         process = await zygote.fork(task_id, spec, environ, outputs)
         if zygote.forks == RENEW_AFTER:
-            renewal = asyncio.ensure_future(self._renew(interpreter, zygote))
-            self._renewals.add(renewal)
-            renewal.add_done_callback(self._renewals.discard)
+            self._in_background(self._renew(interpreter, zygote))
         return process
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     async def _renew(self, interpreter: Interpreter, old: _Zygote) -> None:
         """Put a successor in the place of a zygote, which stays until its containers have ended."""
@@ -132,10 +141,10 @@ class Zygotes:
 
     async def stop(self) -> None:
         """End all zygotes, and with them the containers that are left."""
-        renewals = list(self._renewals)
-        for renewal in renewals:
-            renewal.cancel()
-        await asyncio.gather(*renewals, return_exceptions=True)
+        background = list(self._background)
+        for task in background:
+            task.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
         starting = list(self._zygotes.values())
         self._zygotes.clear()
         for zygote in await asyncio.gather(*starting, return_exceptions=True):
@@ -146,6 +155,11 @@ class Zygotes:
 def _report(starting: asyncio.Task[_Zygote]) -> None:
     if not starting.cancelled() and starting.exception() is not None:
         log.warning("Containers start without a zygote: %s", starting.exception())
+
+
+def _set(ended: asyncio.Future[int], status: int) -> None:
+    if not ended.done():
+        ended.set_result(status)
 
 
 class _Zygote:
@@ -219,15 +233,29 @@ class _Zygote:
         answer: asyncio.Future[ForkedProcess] = asyncio.get_running_loop().create_future()
         self._requested[task_id] = answer
         self._idle.clear()
+        # Killing it ends every wait below: sending fails, and the answer is set.
+        patience = asyncio.get_running_loop().call_later(FORK_SECONDS, self._hangs)
         try:
             async with self._sending:
                 await asyncio.to_thread(self._send, body, outputs)
+            self.forks += 1
+            return await answer
         except OSError as error:
             self._requested.pop(task_id, None)
+            if not answer.cancel():
+                answer.exception()  # known; asyncio would complain that nobody has asked
             self._settle()
             raise ZygoteError(f"the zygote doesn't listen: {error}") from None
-        self.forks += 1
-        return await answer
+        finally:
+            patience.cancel()
+
+    def _hangs(self) -> None:
+        log.warning(
+            "A zygote that hasn't answered for %.0f s is killed, and its containers are", FORK_SECONDS
+        )
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        self._lost()
 
     async def unused(self) -> None:
         """Return when it has no container, running or asked for."""
@@ -260,13 +288,19 @@ class _Zygote:
         if "ready" in message:
             self._ready.set_result(None)
         elif "error" in message:
-            self._requested.pop(message["id"]).set_exception(ZygoteError(message["error"]))
+            answer = self._requested.pop(message["id"])
+            if not answer.done():
+                answer.set_exception(ZygoteError(message["error"]))
         elif "id" in message:
             process = ForkedProcess(message["pid"])
             self._running[process.pid] = process
-            self._requested.pop(message["id"]).set_result(process)
+            answer = self._requested.pop(message["id"])
+            if answer.done():  # whoever asked was cancelled: nobody would ever end it
+                process.kill()
+            else:
+                answer.set_result(process)
         else:
-            self._running.pop(message["pid"]).ended.set_result(message["status"])
+            _set(self._running.pop(message["pid"]).ended, message["status"])
         self._settle()
 
     def _lost(self) -> None:
@@ -277,11 +311,12 @@ class _Zygote:
         asyncio.get_running_loop().remove_reader(self._connection)
         gone = ZygoteError("the zygote has ended")
         for answer in self._requested.values():
-            answer.set_exception(gone)
+            if not answer.done():
+                answer.set_exception(gone)
         if not self._ready.done():
             self._ready.set_exception(gone)
         for process in self._running.values():
-            process.ended.set_result(-signal.SIGKILL)
+            _set(process.ended, -signal.SIGKILL)
         self._requested.clear()
         self._running.clear()
         self._settle()

@@ -48,7 +48,7 @@ def test_isolated_containers_are_alike_and_apart(isolated_server: LocalModal) ->
         assert each["hostname"] == "modal"
         assert each["processes"] <= 3
         assert set(each["tmp"]) - interpreter == {"left-behind"}
-        assert each["home"] == "/root" and each["environ"]["AIRFLOW_HOME"] == "/root/airflow"
+        assert each["home"] == "/root" and not {"AIRFLOW_HOME", "TMPDIR"} & {*each["environ"]}
         assert each["cwd"] == "/root" and each["file"] == "/root/basics.py"
         assert each["copied"] and each["data_dir"] == "/data/inner"
         assert each["uid"] == os.getuid()
@@ -64,7 +64,7 @@ def test_shared_containers_are_kept_apart_by_their_environment(shared_server: Lo
     seen = client(shared_server, DESCRIBE)
     own = str(shared_server.state_dir / "tasks" / seen["environ"]["MODAL_TASK_ID"])
     assert seen["home"] == f"{own}/home" and seen["environ"]["TMPDIR"] == f"{own}/tmp"
-    assert seen["environ"]["AIRFLOW_HOME"] == f"{own}/home/airflow"
+    assert "AIRFLOW_HOME" not in seen["environ"]
     # Nothing is mounted at /data, so the variable says where the volume is instead.
     assert seen["data_dir"].startswith(str(shared_server.state_dir)) and seen["data_dir"].endswith("/inner")
     assert seen["file"].endswith("/root/basics.py")
@@ -287,4 +287,12 @@ with LocalModal(Path.home() / "state") as server:
     output = subprocess.check_output([sys.executable, "-c", code], env=server.env, text=True).split()
     assert output[2] == "1000", output
     assert server.mode == "shared" or output[:2] == ["modal", "2"], output
+
+# What user code leaves is in the way of no container, and of no server.
+left = Path.home() / "state" / "tasks" / "ta-left" / "home" / "private"
+left.mkdir(parents=True)
+(left / "file").touch()
+left.chmod(0)
+with LocalModal(Path.home() / "state") as server:
+    assert not left.parents[1].exists()
 """
