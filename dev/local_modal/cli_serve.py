@@ -18,7 +18,7 @@ from typing import Any
 from local_modal.cli_common import PROGRAM, Raw, Refused, add_state_dir
 from local_modal.clients import SERVER_FILE
 from local_modal.fault_journal import read_plan
-from local_modal.isolation import NO_NAMESPACES, NotIsolated
+from local_modal.isolation import NO_NAMESPACES, NotIsolated, exposed_by
 from local_modal.limits import NO_CGROUPS
 from local_modal.quotas import Quotas
 from local_modal.server import Options, Server
@@ -165,6 +165,12 @@ def _serve(arguments: argparse.Namespace) -> int:
         quotas = Quotas.parse(arguments.quota)
     except ValueError as error:
         raise Refused(f"--quota {error}") from None
+    for directory in arguments.share:
+        if exposed_by(directory, arguments.state_dir):
+            raise Refused(
+                f"--share {directory}: containers would see the server's secrets in --state-dir "
+                f"{arguments.state_dir}; share another directory."
+            )
     options = Options(
         state_dir=arguments.state_dir,
         host=arguments.host,

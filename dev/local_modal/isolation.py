@@ -212,6 +212,20 @@ def interpreter_binds(interpreter: Interpreter, empty: Path) -> list[dict[str, o
     return [*masked, *kept]
 
 
+def state_binds(state_dir: Path, interpreter: Interpreter, empty: Path) -> list[dict[str, object]]:
+    """Hide the server's own directory, with its secrets, where it is in one that containers see."""
+    place = os.path.realpath(state_dir)
+    if not visible(place) and not any(_within(place, prefix) for prefix in interpreter.prefixes):
+        return []
+    return [{"target": place, "source": str(empty), "read_only": True}]
+
+
+def exposed_by(share: Path, state_dir: Path) -> bool:
+    """Whether containers that see `share` would see something of the server's own directory."""
+    shared, own = os.path.realpath(share), os.path.realpath(state_dir)
+    return _within(own, shared) or _within(shared, own)
+
+
 def system_binds(environ: Mapping[str, str]) -> list[dict[str, object]]:
     """Files elsewhere that the system directories or the environment point at: the name server's address,
     certificates.

@@ -20,7 +20,7 @@ Modal is imported.
 
 Isolated mode makes three processes: this one waits in the host's pid namespace, pid 1 of the container reaps
 orphans, and pid 2, the same number in every container, runs the module. The file tree is a new root in
-memory with what an image has: the host's system directories, a /dev of the harmless devices, empty
+memory with what an image has: the host's system directories, read-only, a /dev of the harmless devices, empty
 directories where others are expected, and `binds`, on whose paths the directories are the container's own.
 Nothing else of the host is there, and nothing is created on it. Shared mode has no namespaces: the module
 runs as a child of this process, which as a sub-reaper finds and ends whatever user code leaves behind.
@@ -46,9 +46,26 @@ MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVA
     0x1, 0x2, 0x4, 0x8, 0x20, 0x1000, 0x4000, 0x40000,
 )  # fmt: skip
 MNT_DETACH = 2
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+AT_FDCWD, AT_RECURSIVE, MOUNT_ATTR_RDONLY = -100, 0x8000, 0x1
+PR_SET_PDEATHSIG, PR_CAPBSET_DROP, PR_SET_CHILD_SUBREAPER = 1, 24, 36
+SYS_MOUNT_SETATTR = 442
 SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 SYS_CAPSET = {"x86_64": 126, "aarch64": 91}
+CAPABILITIES_OF_ROOT = frozenset(
+    {
+        *(0, 1, 3, 4),  # CHOWN, DAC_OVERRIDE, FOWNER, FSETID
+        *(5, 6, 7, 8),  # KILL, SETGID, SETUID, SETPCAP
+        *(10, 13, 18),  # NET_BIND_SERVICE, NET_RAW, SYS_CHROOT
+        *(29, 31),  # AUDIT_WRITE, SETFCAP
+    }
+)
+"""What root may do in a container: what container engines grant, without making device files. Nothing of it
+mounts, loads modules, sets the clock or looks into others' processes. What Modal grants isn't documented.
+"""
+CAPABILITIES = 64
+"""More than any kernel knows."""
+KERNEL_SETTINGS = ("bus", "fs", "irq", "sys", "sysrq-trigger")
+"""In /proc, and the machine's, whatever the namespace."""
 EXIT_SETUP_FAILED = 125
 SYSTEM_DIRECTORIES = frozenset(
     ("bin", "etc", "gnu", "lib", "lib32", "lib64", "libx32", "nix", "opt", "sbin", "sys", "usr")
@@ -169,11 +186,10 @@ def become_init(spec: Spec, run: Run) -> NoReturn:
     name = spec["hostname"].encode()
     _check(_libc.sethostname(name, len(name)), "sethostname")
     enter_root(spec["scratch"], spec["binds"], spec.get("overlays", ()))
+    drop_capabilities(CAPABILITIES_OF_ROOT if os.getuid() == 0 else frozenset())
     entry = os.fork()
     if entry == 0:
         die_with_parent(signal.SIGKILL, 1)
-        if os.getuid() != 0:
-            drop_capabilities()
         run(spec)
     os._exit(reap_until(entry))
 
@@ -197,6 +213,9 @@ def enter_root(scratch: str, binds: list[dict[str, Any]], overlays: Iterable[dic
         os.makedirs(f"{scratch}/{name}", exist_ok=True)
     os.mkdir(f"{scratch}/proc")
     _mount("proc", f"{scratch}/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    for name in KERNEL_SETTINGS:
+        if os.path.exists(f"{scratch}/proc/{name}"):
+            _bind_host(f"{scratch}/proc/{name}", f"{scratch}/proc/{name}")
     os.chdir(scratch)
     # pivot_root(".", ".") stacks the old root on the new one, from where it is detached.
     _check(_libc.syscall(SYS_PIVOT_ROOT[os.uname().machine], b".", b"."), "pivot_root")
@@ -233,7 +252,7 @@ def _populate(host: str | None, target: str, node: dict[str, Any]) -> None:
         if os.path.islink(here):
             os.symlink(os.readlink(here), there)
         else:
-            _bind(here, there)
+            _bind_host(here, there)
     for name, child in children.items():
         there = os.path.join(target, name)
         if "source" in child:
@@ -262,7 +281,20 @@ def _descend(target: str, node: dict[str, Any]) -> None:
         _descend(os.path.join(target, name), child)
 
 
-def _bind(source: str, target: str) -> None:
+def _bind_host(source: str, target: str) -> None:
+    """Show something of the machine that no container may change, with all that is mounted there."""
+    if not _bind(source, target):
+        return
+    attributes = (ctypes.c_uint64 * 4)(MOUNT_ATTR_RDONLY, 0, 0, 0)
+    result = _libc.syscall(
+        *(SYS_MOUNT_SETATTR, AT_FDCWD, target.encode(), AT_RECURSIVE),
+        *(attributes, ctypes.sizeof(attributes)),
+    )
+    _check(result, f"mount {target} read-only")
+
+
+def _bind(source: str, target: str) -> bool:
+    """Whether `source` is at `target` now."""
     if os.path.isdir(source):
         os.makedirs(target, exist_ok=True)
     elif not os.path.lexists(target):
@@ -273,6 +305,8 @@ def _bind(source: str, target: str) -> None:
         # Sockets of dead processes, stale network mounts and the like in the host's root: not ours to repair.
         if error.errno not in (errno.ENOENT, errno.EACCES, errno.ESTALE):
             raise
+        return False
+    return True
 
 
 def _make_read_only(target: str) -> None:
@@ -333,10 +367,17 @@ def die_with_parent(signum: int, parent_pid: int) -> None:
         os._exit(EXIT_SETUP_FAILED)
 
 
-def drop_capabilities() -> None:
-    """Give up what the new user namespace granted; otherwise user code could mount and unmount."""
+def drop_capabilities(kept: frozenset[int]) -> None:
+    """Give up what root, or a new user namespace, has; otherwise user code could mount and unmount. For good:
+    neither a program with more nor a change of the user brings back what isn't `kept`.
+    """
+    for capability in frozenset(range(CAPABILITIES)) - kept:
+        dropped = _libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
+        if dropped != 0 and ctypes.get_errno() != errno.EINVAL:  # one that this kernel doesn't know
+            _check(dropped, "prctl(PR_CAPBSET_DROP)")
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)
-    data = (ctypes.c_uint32 * 6)()
+    low = sum(1 << capability for capability in kept)
+    data = (ctypes.c_uint32 * 6)(low, low, 0, 0, 0, 0)
     _check(_libc.syscall(SYS_CAPSET[os.uname().machine], header, data), "capset")
 
 

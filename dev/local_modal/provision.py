@@ -144,6 +144,7 @@ class Provisioner:
             *isolation.share_binds(self.server.options.share),
             *isolation.system_binds(environ),
             *isolation.interpreter_binds(interpreter, scratch / "empty"),
+            *isolation.state_binds(self.server.state_dir, interpreter, scratch / "empty"),
             *isolation.mount_binds(root),
         ]
         on_host = isolation.visible(cwd) and os.path.isdir(cwd)

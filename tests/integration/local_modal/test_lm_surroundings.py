@@ -23,6 +23,10 @@ ROOT = {
     *(path.parts[1] for path in (INTERPRETER, INTERPRETER.resolve())),
 }
 """All that may be there; an interpreter elsewhere is there with the folders that lead to it."""
+DANGEROUS = sum(1 << number for number in (2, 12, 16, 17, 19, 21, 22, 25, 27))
+"""To search directories by handle, to set up networks, load modules, access hardware, trace, mount, boot, set
+the clock, make devices.
+"""
 LOOK = "result = f('look', 'surroundings').remote(paths)"
 
 
@@ -60,6 +64,9 @@ def test_a_container_sees_an_image_and_nothing_of_the_host(
             seen["devices"]
         ) < 16
         assert seen["pid"] == 2 and seen["child"].strip() == "2" and seen["terminal"]
+        assert seen["writable"] == [] and seen["mounts"] != 0, "the machine can be changed"
+        for text in (*seen["capabilities"], seen["child capabilities"].split()[1]):
+            assert int(text, 16) & DANGEROUS == 0
         assert seen["ipc"] != os.readlink("/proc/self/ns/ipc")
     assert (shared_directory / "left-behind").read_text() == "x"
     assert f"Containers see {shared_directory} of this machine (--share)" in surroundings.log
