@@ -46,6 +46,7 @@ class Desk:
                 again = task.redeliveries.pop(0)
                 self._engine.scheduler.redeliver(task_id, again.input_id, now)
                 again.running_on.add(task_id)
+                task.attempts[again.input_id] = again.retry_count
                 return api.FunctionGetInputsResponse(inputs=[self._item(again)])
             handout = self._engine.scheduler.claim(task_id, now)
             if handout.exit:
@@ -57,6 +58,7 @@ class Desk:
                     item.queued = False
                     # From here on, what a preempted container still answers for it doesn't count.
                     item.running_on = {task_id}
+                    task.attempts[item.input_id] = item.retry_count
                 return api.FunctionGetInputsResponse(inputs=[self._item(item) for item in items])
             if not await self._engine.wait(task.inputs_wake, deadline - now):
                 return api.FunctionGetInputsResponse()

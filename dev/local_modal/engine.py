@@ -211,10 +211,13 @@ class Engine:
         """Take an attempt's result, unless the input has ended or another attempt has taken its place."""
         now = self.server.clock.time()
         item = self.ledger.inputs.get(output.input_id)
-        self.scheduler.finished(task_id, output.input_id, now)
         task = self.tasks.get(task_id)
         if task is not None:
+            if task.attempts.get(output.input_id, output.retry_count) != output.retry_count:
+                return  # repeated, as its answer got lost, when this container has the next attempt already
+            task.attempts.pop(output.input_id, None)
             task.cancelling.pop(output.input_id, None)
+        self.scheduler.finished(task_id, output.input_id, now)
         self.kick()
         if item is None or item.done or item.retry_count != output.retry_count:
             return

@@ -56,13 +56,16 @@ class Ledger:
         ended: list[tuple[float, Call]] = []
         for call in self.calls.values():
             outputs = [(item.output.output_created_at, item) for item in call.inputs if item.output]
+            call.inputs.sort(key=lambda item: item.index)
             call.finished = [item for _, item in sorted(outputs, key=lambda pair: pair[0])]
             if not call.unfinished:
                 ended.append((max((moment for moment, _ in outputs), default=call.created_at), call))
         for moment, call in sorted(ended, key=lambda pair: pair[0]):
             self._close(call, moment)
         self.expire()
-        return [item for item in self.inputs.values() if not item.done]
+        # What the store gives is in no particular order: an input that is kept again goes to its end.
+        calls = sorted(self.calls.values(), key=lambda call: call.created_at)
+        return [item for call in calls for item in call.inputs if not item.done]
 
     def get(self, call_id: str) -> Call:
         """The call of that id.

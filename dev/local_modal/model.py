@@ -162,6 +162,8 @@ class Task:
     """Set when its pending heartbeat may have an answer."""
     redeliveries: list[Input] = field(default_factory=list)
     """Running inputs that the fault API hands to this container as well."""
+    attempts: dict[str, int] = field(default_factory=dict)
+    """Which attempt (the retry count) of each running input was handed to it last."""
     cancelling: dict[str, float] = field(default_factory=dict)
     """Input ids to cancel here, with the time when the container was last told."""
     exited: asyncio.Event = field(default_factory=asyncio.Event)

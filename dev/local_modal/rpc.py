@@ -43,34 +43,51 @@ WRONG_TOKEN = (
     "`python -m local_modal env --state-dir DIR` prints."
 )
 
-# Executing one of these twice would change the outcome; all others may simply be executed again. QueueGet is
-# missing on purpose: it must end when its client is gone, or it would take an item for nobody. Its service
-# replays what it has taken.
+# Executing one of these twice would change the outcome, be it only that the second answer is NOT_FOUND or
+# ALREADY_EXISTS; all others may simply be executed again. QueueGet is missing on purpose: it must end when
+# its client is gone, or it would take an item for nobody. Its service replays what it has taken. A restart
+# of the server forgets the answers, so that a repeat across it executes twice.
 REPLAYED = frozenset(
     {
         "AppCreate",
         "AppPublish",
+        "AppRollover",
         "ClassCreate",
+        "DictClear",
         "DictContains",
+        "DictDelete",
         "DictGetOrCreate",
         "DictPop",
         "DictUpdate",
         "EnvironmentCreate",
+        "EnvironmentDelete",
+        "EnvironmentUpdate",
         "FunctionCallPutDataOut",
         "FunctionFinishInputs",
         "FunctionMap",
         "FunctionPrecreate",
         "FunctionPutInputs",
-        "FunctionRetryInputs",
+        "QueueClear",
+        "QueueDelete",
         "QueueGetOrCreate",
         "QueuePut",
+        "SecretDelete",
         "SecretGetOrCreate",
         "TunnelStart",
+        "VolumeCopyFiles",
+        "VolumeCopyFiles2",
+        "VolumeDelete",
         "VolumeGetOrCreate",
+        "VolumePutFiles",
+        "VolumePutFiles2",
+        "VolumeRemoveFile",
+        "VolumeRemoveFile2",
     }
 )
 REPLAY_KEPT = 4096
 """Answers kept for repeats; a repeat follows its first attempt within seconds."""
+REPLAY_KEPT_BYTES = 64 * 2**20
+"""What those answers may take together."""
 
 
 class RpcError(Exception):
@@ -132,11 +149,14 @@ class Service:
 
 class _AnswerCache:
     """Answers by idempotency key: a repeat gets the first execution's answer, also while that is still
-    running.
+    running. The oldest go when there are more than `kept`, or when they take more than `kept_bytes`.
     """
 
-    def __init__(self, kept: int) -> None:
+    def __init__(self, kept: int, kept_bytes: int) -> None:
         self._kept = kept
+        self._kept_bytes = kept_bytes
+        self._sizes: dict[tuple[str, str], int] = {}
+        self._bytes = 0
         self._answers: OrderedDict[tuple[str, str], asyncio.Task[Any]] = OrderedDict()
 
     async def run(self, key: tuple[str, str], execute: Callable[[], Awaitable[Any]]) -> Any:
@@ -144,15 +164,26 @@ class _AnswerCache:
         if task is None:
             task = asyncio.ensure_future(execute())
             self._answers[key] = task
-            while len(self._answers) > self._kept:
-                self._answers.popitem(last=False)
-            task.add_done_callback(lambda done: self._forget_failure(key, done))
+            self._trim()
+            task.add_done_callback(lambda done: self._ended(key, done))
         # Shielded: when the connection drops, the execution goes on, and the repeat finds its answer.
         return await asyncio.shield(task)
 
-    def _forget_failure(self, key: tuple[str, str], task: asyncio.Task[Any]) -> None:
-        if (task.cancelled() or task.exception() is not None) and self._answers.get(key) is task:
+    def _ended(self, key: tuple[str, str], task: asyncio.Task[Any]) -> None:
+        failed = task.cancelled() or task.exception() is not None
+        if self._answers.get(key) is not task:
+            return
+        if failed:
             del self._answers[key]
+            return
+        self._sizes[key] = size = task.result().ByteSize()
+        self._bytes += size
+        self._trim()
+
+    def _trim(self) -> None:
+        while len(self._answers) > self._kept or self._bytes > self._kept_bytes:
+            key, _ = self._answers.popitem(last=False)
+            self._bytes -= self._sizes.pop(key, 0)
 
 
 class Dispatcher:
@@ -177,7 +208,7 @@ class Dispatcher:
         self._stats = stats
         self._faults = faults
         self._visit = visit
-        self._answers = _AnswerCache(REPLAY_KEPT)
+        self._answers = _AnswerCache(REPLAY_KEPT, REPLAY_KEPT_BYTES)
         self._reported: set[str] = set()
 
     def __mapping__(self) -> dict[str, Handler]:

@@ -75,11 +75,14 @@ class Stopper:
         """End an attempt that took longer than `seconds`, and its container with it."""
         engine = self._engine
         now = self._server.clock.time()
-        item = engine.ledger.inputs[input_id]
+        # None: cancelled, its call has expired meanwhile, but user code goes on.
+        item = engine.ledger.inputs.get(input_id)
         engine.scheduler.finished(task.task_id, input_id, now)
         task.cancelling[input_id] = 0.0
         task.heartbeat_wake.set()
         self.stop(task.task_id, "an input timed out")
+        if item is None:
+            return
         current = task.task_id in item.running_on
         item.running_on.discard(task.task_id)
         if item.done or not current:

@@ -48,3 +48,16 @@ def test_any_sequence_keeps_count() -> None:
         assert len(queue) == len(waiting) and set(queue.all()) == waiting
     queue.due(math.inf)
     assert queue.next_due() == math.inf and set(queue.take(len(waiting))) == waiting
+
+
+def test_inputs_that_are_queued_again_keep_their_order() -> None:
+    """All at once, as after a restart, or one after the other, as they are preempted."""
+    queue = InputQueue()
+    queue.add("new", 0.5)
+    for name in ("d", "c", "b", "a"):
+        queue.add_again(name, 1.0, 0.0)
+    assert queue.due(1.0) == 5 and queue.oldest() == 0.5
+    queue.add_again("e", 2.0, 0.0)
+    assert queue.due(2.0) == 6 and queue.all() == ["d", "c", "b", "a", "e", "new"]
+    assert queue.take(4) == ["d", "c", "b", "a"] and queue.remove("new")
+    assert queue.oldest() == 2.0 and queue.clear() == ["e"]

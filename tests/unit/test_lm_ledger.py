@@ -104,6 +104,21 @@ def test_what_is_forgotten_is_gone_from_the_store_and_the_rest_is_read_back(worl
     assert not world.server.store.load(CALLS)
 
 
+def test_unfinished_inputs_are_read_back_in_their_order_though_some_were_kept_again(world: World) -> None:
+    calls = []
+    for number in (2, 1):  # not in the order of their names
+        call = Call(f"fc-{number}", "fu-1", "ap-1", 0, SPAWNED, world.clock.time(), durable=True)
+        world.ledger.calls[call.call_id] = call
+        world.server.store.put(CALLS, call.call_id, call.to_bytes())
+        calls.append(call)
+        for index in range(3):
+            world.ledger.add(call, index, api.FunctionInput())
+        world.clock.advance(1)
+    world.ledger.keep(calls[0].inputs[0])  # as at a retry
+    read_back = [(item.call.call_id, item.index) for item in Ledger(world.server).load()]
+    assert read_back == [("fc-2", 0), ("fc-2", 1), ("fc-2", 2), ("fc-1", 0), ("fc-1", 1), ("fc-1", 2)]
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
