@@ -263,6 +263,11 @@ def test_overlays_are_mounted_unless_the_sub_path_has_characters_of_mount_option
         assert whole.layers is not None and part.layers is not None and odd.layers is None
         assert part.layers.lower == f"{whole.layers.lower}/d"
         assert whole.service_path != part.service_path
+        read_only = mount()
+        read_only.read_only = True
+        (only_read,) = await views.open("ta-2", [read_only])
+        assert [bind["read_only"] for bind in only_read.binds()] == [True]  # writable nowhere
+        await views.close("ta-2")
         await views.close("ta-1")
         assert not (tmp_path / "views" / "ta-1").exists()
 

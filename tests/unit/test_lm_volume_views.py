@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from local_modal.volumes.beneath import Beneath
 from local_modal.volumes.copies import CopyView
-from local_modal.volumes.manifest import Changes, file
-from local_modal.volumes.store import VolumeStore
+from local_modal.volumes.manifest import Changes, Entry, file
+from local_modal.volumes.store import Head, VolumeStore
 from local_modal.volumes.trees import Trees
 from local_modal.volumes.views import OPEN_FILES_MESSAGE, BoundView, NotADirectoryInVolume, OpenFiles, View
 from tests.unit.lm_overlay_container import SERVICE_PATH, MountedOverlay, overlay_kind
@@ -343,3 +345,122 @@ def test_closing_leaves_nothing_behind(store: VolumeStore, open_view: OpenView) 
     view.close()
     assert not view.bound.host_path.exists()
     assert committed(store) == {"d": None, "d/f": "x"}
+
+
+@pytest.mark.parametrize("deleted", [False, True], ids=["changed", "deleted"])
+def test_a_link_that_a_container_plants_during_a_reload_leads_nowhere(
+    store: VolumeStore,
+    open_view: OpenView,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    deleted: bool,
+) -> None:
+    host = tmp_path / "host"
+    host.mkdir()
+    (host / "x").write_text("the host's")
+    upload(store, "d/x", "old")
+    upload(store, "e", "old")
+    view = open_view()
+    upload(store, "e", "new")
+    if deleted:
+        store.commit(VOLUME, Changes(deletes=["d/x"]))
+    else:
+        upload(store, "d/x", "new")
+    show = view._show
+
+    def plant_and_show(head: Head, pids: Iterable[int]) -> None:
+        (root(view) / "moved").mkdir()
+        (root(view) / "d/x").rename(root(view) / "moved/x")
+        (root(view) / "d").rmdir()
+        (root(view) / "d").symlink_to(host)
+        show(head, pids)
+
+    monkeypatch.setattr(view, "_show", plant_and_show)
+    if deleted:
+        view.reload([])
+    else:
+        with pytest.raises(NotADirectoryError):
+            view.reload([])
+    assert [path.name for path in host.iterdir()] == ["x"]
+    assert (host / "x").read_text() == "the host's"
+    assert (root(view) / "e").read_text() == ("new" if deleted else "old")
+    view.commit([])
+    assert committed(store) == {"d": str(host), "e": "new", "moved": None, "moved/x": "old"}
+
+
+def test_what_is_replaced_by_a_link_while_it_is_read_gives_nothing_of_the_host_away(
+    store: VolumeStore, open_view: OpenView, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = tmp_path / "host"
+    host.mkdir()
+    (host / "secret").write_text("the host's")
+    view = open_view()
+    base = root(view)
+    for name in ("file", "pipe"):
+        (base / name).write_text("x")
+    (base / "d").mkdir()
+    (base / "d/secret").write_text("mine")
+    read = view._read
+    swapped: set[str] = set()
+
+    def swap_and_read(tree: Beneath, path: str, status: os.stat_result) -> Entry | None:
+        if path in ("file", "pipe") and path not in swapped:
+            swapped.add(path)
+            (base / path).unlink()
+            if path == "file":
+                (base / path).symlink_to(host / "secret")
+            else:
+                os.mkfifo(base / path)
+        if path == "file" and (base / "d").is_dir() and not (base / "d").is_symlink():
+            (base / "d").rename(base / "moved")
+            (base / "d").symlink_to(host)
+        return read(tree, path, status)
+
+    monkeypatch.setattr(view, "_read", swap_and_read)
+    view.commit([])
+    assert swapped == {"file", "pipe"}
+    found = committed(store)
+    assert found["file"] == str(host / "secret")
+    assert "pipe" not in found
+    assert "the host's" not in found.values()
+    view.commit([])
+    assert committed(store) == {
+        "file": str(host / "secret"), "d": str(host), "moved": None, "moved/secret": "mine",
+    }  # fmt: skip
+
+
+def test_a_reload_that_fails_makes_nobody_elses_changes_ones_own(
+    store: VolumeStore, open_view: OpenView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in ("a", "b", "c", "gone"):
+        upload(store, path, "old")
+    view, other = open_view(), open_view()
+    for path in ("a", "b", "c"):
+        (root(other) / path).write_text("other's")
+    (root(other) / "gone").unlink()
+    (root(other) / "new").mkdir(mode=0o750)
+    other.commit([])
+    (root(view) / "mine").write_text("x")
+    clone = store.blobs._clone
+    written: list[int] = []
+
+    def full_after_one_file(source: int, target: int) -> bool:
+        written.append(target)
+        if len(written) > 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return clone(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store.blobs, "_clone", full_after_one_file)
+        with pytest.raises(OSError, match="No space left"):
+            view.reload([])
+    upload(store, "a", "newest")
+    upload(store, "gone", "back")
+    before = store.head(VOLUME)
+    view.commit([])
+    assert store.head(VOLUME) is before
+    view.reload([])
+    assert {path: (root(view) / path).read_text() for path in ("a", "b", "c", "gone", "mine")} == {
+        "a": "newest", "b": "other's", "c": "other's", "gone": "back", "mine": "x",
+    }  # fmt: skip
+    assert (root(view) / "new").stat().st_mode & 0o7777 == 0o750

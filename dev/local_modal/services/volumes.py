@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
@@ -333,6 +334,13 @@ def _as_rpc_errors() -> Iterator[None]:
         yield
     except tuple(_STATUSES) as error:
         raise RpcError(_STATUSES[type(error)], str(error)) from None
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        log.warning("Work on a volume failed: %s", error)
+        raise RpcError(
+            Status.RESOURCE_EXHAUSTED if full else Status.FAILED_PRECONDITION,
+            f"The volume's files could not be read or written: {error}",
+        ) from None
 
 
 def _limits(record: Record) -> limits.Limits:

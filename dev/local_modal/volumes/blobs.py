@@ -13,6 +13,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 CHUNK = 1 << 20
@@ -94,8 +95,9 @@ class BlobStore:
             writer.finish()
         return sha256
 
-    def put_file(self, source: str | Path) -> tuple[str, int]:
+    def put_file(self, source: str | Path | int) -> tuple[str, int]:
         """Keep the content of a file that others may be writing to; returns sha256 and size of what was read.
+        A descriptor is closed.
 
         Raises:
             OSError: the file can't be read, for example because it is gone.
@@ -148,9 +150,11 @@ class BlobStore:
             raise
         return writer.finish()
 
-    def copy_to(self, sha256: str, destination: str, mode: int, mtime_ns: int) -> os.stat_result:
+    def copy_to(
+        self, sha256: str, destination: str, mode: int, mtime_ns: int, dir_fd: int | None = None
+    ) -> os.stat_result:
         """Make `destination`, which must not exist, an independent file of this content; shares blocks where
-        the file system can.
+        the file system can. A failure leaves nothing there.
 
         Raises:
             MissingBlob: the content isn't here.
@@ -160,7 +164,8 @@ class BlobStore:
         except FileNotFoundError:
             raise MissingBlob(sha256) from None
         try:
-            target = os.open(destination, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            target = os.open(destination, flags, 0o600, dir_fd=dir_fd)
             try:
                 if not self._clone(source, target):
                     _copy_all(source, target)
@@ -168,6 +173,10 @@ class BlobStore:
                 os.fchmod(target, mode)
                 os.utime(target, ns=(mtime_ns, mtime_ns))
                 return os.fstat(target)
+            except BaseException:
+                with suppress(FileNotFoundError):
+                    os.unlink(destination, dir_fd=dir_fd)
+                raise
             finally:
                 os.close(target)
         finally:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from local_modal.volumes import openfiles
+from local_modal.volumes.beneath import Beneath
 from local_modal.volumes.manifest import Changes, Entry, Manifest, apply, difference, directory, subtree
 from local_modal.volumes.store import Head, VolumeStore
 from local_modal.volumes.views import BoundView, View, filesystem_time, looks, remove_tree
@@ -69,7 +70,7 @@ class CopyView(View):
     def _roots(self) -> list[str]:
         return [self._root, *super()._roots()]
 
-    def _look(self, known: dict[str, Entry]) -> Iterator[tuple[str, os.DirEntry[str], os.stat_result]]:
+    def _look(self, tree: Beneath, known: dict[str, Entry]) -> Iterator[tuple[str, os.stat_result]]:
         """Everything in the view but the files that haven't changed since their content was known, which go
         to `known` instead; what vanishes while we look is left out.
         """
@@ -78,33 +79,31 @@ class CopyView(View):
         while pending:
             below = pending.pop()
             try:
-                with os.scandir(f"{self._root}/{below}") as entries:
-                    children = list(entries)
-            except FileNotFoundError:
+                children = tree.children(below)
+            except (FileNotFoundError, NotADirectoryError):
+                if not below:
+                    raise
                 continue
             prefix = f"{below}/" if below else ""
-            for child in children:  # per file in the volume, so every microsecond counts
-                path = prefix + child.name
-                try:
-                    status = child.stat(follow_symlinks=False)
-                except FileNotFoundError:
-                    continue
+            for name, status in children:  # per file in the volume, so every microsecond counts
+                path = prefix + name
                 last = seen.get(path)
                 if last is not None and last[0] == looks(status):
                     known[path] = last[1]
                     continue
                 if stat.S_ISDIR(status.st_mode):
                     pending.append(path)
-                yield path, child, status
+                yield path, status
 
     def _changes(self, always_read: set[str]) -> Changes:
         now = filesystem_time(self._root)
         self._forget(always_read)
         found: dict[str, Entry] = {}
-        for path, child, status in self._look(found):
-            entry = self._read(path, child.path, status)
-            if entry is not None:
-                found[path] = entry
+        with Beneath(self._root) as tree:
+            for path, status in self._look(tree, found):
+                entry = self._read(tree, path, status)
+                if entry is not None:
+                    found[path] = entry
         self._forget_recent(now)
         self._forget(always_read)  # may have been written to since, without a trace
         changes = difference(self._base, found)
@@ -114,25 +113,35 @@ class CopyView(View):
     def _committed(self, changes: Changes) -> None:
         self._base = apply(self._base, changes)
 
+    def _shown(self, path: str, entry: Entry | None) -> None:
+        assert isinstance(self._base, dict)
+        if entry is None:
+            self._base.pop(path, None)
+        else:
+            self._base[path] = entry
+
     def _show(self, head: Head, pids: Iterable[int]) -> None:
         self._sync(subtree(head.manifest, self.sub_path))
 
     def _sync(self, target: dict[str, Entry]) -> None:
         changes = difference(self._base, target)
         if changes:
-            self._write_all(self._root, changes, backing=self._root)
+            self._base = dict(self._base)
+            with Beneath(self._root) as tree:
+                self._write_all(tree, changes, backing=tree)
             self._forget_recent(filesystem_time(self._root))
         self._base = target
 
     def _clear_unknown(self) -> Mapping[str, Entry]:
         intact: dict[str, Entry] = {}
         unknown: list[str] = []
-        for path, _, status in self._look(intact):
-            if stat.S_ISDIR(status.st_mode):
-                intact[path] = directory(status.st_mtime_ns, stat.S_IMODE(status.st_mode))
-            else:
-                unknown.append(path)
-        for path in unknown:
-            self._remove(self._root, path)
+        with Beneath(self._root) as tree:
+            for path, status in self._look(tree, intact):
+                if stat.S_ISDIR(status.st_mode):
+                    intact[path] = directory(status.st_mtime_ns, stat.S_IMODE(status.st_mode))
+                else:
+                    unknown.append(path)
+            for path in unknown:
+                self._remove(tree, path)
         self._seen = {path: seen for path, seen in self._seen.items() if path in intact}
         return intact

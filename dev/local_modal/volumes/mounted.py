@@ -226,7 +226,8 @@ class MountedViews:
     async def _open(self, directory: Path, mount: api_pb2.VolumeMount) -> View:
         sub_path = normalize(mount.sub_path)
         bound = BoundView(mount.mount_path, directory, mount.read_only, mount.volume_id)
-        if self._overlays is not None and UNMOUNTABLE.isdisjoint(sub_path):
+        # The server would have to write to an overlay through a mount in the container that is writable.
+        if self._overlays is not None and not mount.read_only and UNMOUNTABLE.isdisjoint(sub_path):
             # Two mounts of one volume must not meet there.
             service_path = f"{SERVICE_MOUNTS}/{mount.volume_id}/{directory.name}"
             bound = replace(bound, service_path=service_path)

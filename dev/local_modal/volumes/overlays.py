@@ -4,7 +4,7 @@ writes.
 Opening is independent of the volume's size once the tree is there, and a commit looks at what the container
 has written only. A mounted overlay's own directories must not be changed from outside, so a reload writes
 through the container's mount, at `/proc/<pid>/root`: the container gets what others have committed as if it
-had written it itself.
+had written it itself. That mount is writable, so a volume that is mounted read-only is a copy instead.
 
 What a container notices of the overlay, none of it kinder than a volume of Modal's: where redirects aren't
 possible (`TRUSTED` below), renaming a directory that it hasn't made itself fails with EXDEV, as between file
@@ -21,7 +21,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from local_modal.isolation import bare_spec, inspect_interpreter, try_out
-from local_modal.volumes.manifest import DIRECTORY, Changes, Manifest, difference, subtree
+from local_modal.volumes.beneath import Beneath
+from local_modal.volumes.manifest import DIRECTORY, Changes, Entry, Manifest, difference, subtree
 from local_modal.volumes.store import Head, VolumeStore
 from local_modal.volumes.trees import Tree, Trees
 from local_modal.volumes.upper import Delta, look
@@ -118,7 +119,8 @@ class OverlayView(View):
     def _changes(self, always_read: set[str]) -> Changes:
         now = filesystem_time(self._upper)
         self._forget(always_read)
-        found = look(self._upper, self._lower, self._kind.attributes, self._read)
+        with Beneath(self._upper) as upper:
+            found = look(upper, self._lower, self._kind.attributes, self._read)
         self._forget_recent(now)
         self._forget(always_read)  # may have been written to since, without a trace
         puts, deletes = {}, []
@@ -140,25 +142,30 @@ class OverlayView(View):
             if path in self._lower:
                 self._base.gone.add(path)
 
+    def _shown(self, path: str, entry: Entry | None) -> None:
+        self._committed(Changes(deletes=[path]) if entry is None else Changes({path: entry}))
+
     def _show(self, head: Head, pids: Iterable[int]) -> None:
         target = subtree(head.manifest, self.sub_path)
         changes = difference(self._base.on(self._lower), target)
         if changes:
-            self._write_all(self._mounted(pids), changes, backing=self._upper)
+            with self._mounted(pids) as mounted, Beneath(self._upper) as upper:
+                self._write_all(mounted, changes, backing=upper)
             self._forget_recent(filesystem_time(self._upper))
             relative = difference(self._lower, target)
             self._base = Delta(dict(relative.puts), set(relative.deletes))
 
-    def _mounted(self, pids: Iterable[int]) -> str:
-        """Where the server finds the container's mount, writable."""
+    def _mounted(self, pids: Iterable[int]) -> Beneath:
+        """The container's mount, writable."""
         plain = os.stat(self._upper).st_dev
         for pid in pids:
-            root = f"/proc/{pid}/root{self.bound.service_path}"
             try:
-                if os.stat(root).st_dev != plain:  # else the process hasn't entered the container yet
-                    return root
+                mounted = Beneath(f"/proc/{pid}/root", self.bound.service_path)
             except OSError:
-                continue  # it has ended
+                continue  # it has ended, or hasn't entered the container yet
+            if mounted.status().st_dev != plain:  # else the process hasn't entered the container yet
+                return mounted
+            mounted.close()
         raise ContainerGone(f"No process of the container has volume {self.bound.volume_id} any more.")
 
 

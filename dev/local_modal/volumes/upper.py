@@ -8,16 +8,16 @@ attribute "opaque", and one that has been renamed by an attribute "redirect" wit
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from local_modal.volumes.beneath import Beneath
 from local_modal.volumes.manifest import DIRECTORY, Entry, Manifest, directory, parents
 
-Read = Callable[[str, str, os.stat_result], Entry | None]
-"""The entry of what is at a path, at a location on the host, with a status; None if it can't be kept."""
+Read = Callable[[Beneath, str, os.stat_result], Entry | None]
+"""The entry of what is at a path with a status; None if it can't be kept."""
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Delta:
         return self.puts.keys() | self.gone
 
 
-def look(upper: str, lower: Manifest, attributes: str, read: Read) -> Delta:
+def look(upper: Beneath, lower: Manifest, attributes: str, read: Read) -> Delta:
     """The tree that an overlay shows, as its difference from what is in its lower directory.
 
     Args:
@@ -67,7 +67,7 @@ def look(upper: str, lower: Manifest, attributes: str, read: Read) -> Delta:
     pending: list[tuple[str, str | None]] = [("", "")]
     while pending:
         above, origin = pending.pop()
-        for name, location, status in _children(f"{upper}/{above}" if above else upper):
+        for name, status in _children(upper, above):
             path = _join(above, name)
             below = None if origin is None else _join(origin, name)
             if below is not None and (below not in lower or lower[below].kind != DIRECTORY):
@@ -75,7 +75,7 @@ def look(upper: str, lower: Manifest, attributes: str, read: Read) -> Delta:
             if stat.S_ISCHR(status.st_mode) and status.st_rdev == 0:
                 cover(path)
             elif stat.S_ISDIR(status.st_mode):
-                source = _origin(location, attributes, origin, below)
+                source = _origin(upper, path, attributes, origin, below)
                 if source != below:
                     cover(path)
                     if source is not None:
@@ -89,7 +89,7 @@ def look(upper: str, lower: Manifest, attributes: str, read: Read) -> Delta:
             else:
                 if below is not None:
                     cover(path)
-                entry_read = read(path, location, status)
+                entry_read = read(upper, path, status)
                 if entry_read is not None:
                     delta.puts[path] = entry_read
                 else:
@@ -98,38 +98,25 @@ def look(upper: str, lower: Manifest, attributes: str, read: Read) -> Delta:
     return delta
 
 
-def _children(location: str) -> Iterator[tuple[str, str, os.stat_result]]:
+def _children(upper: Beneath, path: str) -> list[tuple[str, os.stat_result]]:
     try:
-        with os.scandir(location) as entries:
-            children = list(entries)
-    except FileNotFoundError:
-        return  # removed while we look
-    for child in children:
-        try:
-            yield child.name, child.path, child.stat(follow_symlinks=False)
-        except FileNotFoundError:
-            continue
+        return upper.children(path)
+    except (FileNotFoundError, NotADirectoryError):
+        if not path:
+            raise
+        return []  # removed while we look
 
 
-def _origin(location: str, attributes: str, origin: str | None, below: str | None) -> str | None:
-    """The directory of the lower tree that the one at `location` continues."""
-    if _attribute(location, f"{attributes}.overlay.opaque") == "y":
+def _origin(upper: Beneath, path: str, attributes: str, origin: str | None, below: str | None) -> str | None:
+    """The directory of the lower tree that the one at `path` continues."""
+    if upper.attribute(path, f"{attributes}.overlay.opaque") == "y":
         return None
-    redirect = _attribute(location, f"{attributes}.overlay.redirect")
+    redirect = upper.attribute(path, f"{attributes}.overlay.redirect")
     if redirect.startswith("/"):
         return redirect.strip("/")
     if redirect and origin is not None:
         return _join(origin, redirect)
     return below
-
-
-def _attribute(location: str, name: str) -> str:
-    try:
-        return os.fsdecode(os.getxattr(location, name, follow_symlinks=False))
-    except OSError as error:
-        if error.errno in (errno.ENODATA, errno.ENOENT):
-            return ""
-        raise
 
 
 def _at_or_below(lower: Manifest, covered: set[str]) -> Iterator[str]:

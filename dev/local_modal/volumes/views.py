@@ -8,6 +8,7 @@ isn't older than the moment of looking, by the file system's own clock, is read 
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from local_modal.volumes import openfiles
+from local_modal.volumes.beneath import Beneath
 from local_modal.volumes.manifest import (
     DIRECTORY,
     FILE,
@@ -34,6 +36,9 @@ OPEN_FILES_MESSAGE = "there are open files preventing the operation"
 """`Volume.reload` of the SDK looks for these words to tell the user which file it is (`modal/volume.py`)."""
 SERVICE_MOUNTS = "/__modal/volumes"
 """Where Modal itself mounts volumes in a container (`modal/volume.py` looks there for open files)."""
+
+READ_ATTEMPTS = 3
+"""To read what somebody replaces by something of another kind meanwhile."""
 
 Seen = tuple[int, int, int, int, int]
 """Size, mtime and ctime in ns, inode and mode of a file whose content is known."""
@@ -141,6 +146,8 @@ class View(ABC):
         Raises:
             OpenFiles: one of the processes `pids` uses a file below the view; nothing has been done.
             ContainerGone: the container has ended.
+            OSError: the disk is full, or the container has replaced directories meanwhile; part of the view
+                may be current.
         """
         pids = list(pids)
         use = openfiles.find_use(pids, self._roots())
@@ -161,6 +168,10 @@ class View(ABC):
     @abstractmethod
     def _show(self, head: Head, pids: Iterable[int]) -> None:
         """Make the view equal to `head`."""
+
+    @abstractmethod
+    def _shown(self, path: str, entry: Entry | None) -> None:
+        """The view has `entry` at `path` now, as somebody else has committed it; None for nothing."""
 
     def _roots(self) -> list[str]:
         # In the container's mount namespace the view is at the mount path, without namespaces at its own.
@@ -184,24 +195,33 @@ class View(ABC):
 
     # Looking.
 
-    def _read(self, path: str, location: str, status: os.stat_result) -> Entry | None:
+    def _read(self, tree: Beneath, path: str, status: os.stat_result) -> Entry | None:
         last = self._seen.get(path)
         if last is not None and last[0] == looks(status):
             return last[1]
-        mode = status.st_mode
         try:
-            if stat.S_ISREG(mode):
-                sha256, size = self._store.blobs.put_file(location)
-                entry = file(sha256, size, mode, status.st_mtime_ns)
-                self._seen[path] = (looks(status), entry)
-                return entry
-            if stat.S_ISDIR(mode):
-                return directory(status.st_mtime_ns, stat.S_IMODE(mode))
-            if stat.S_ISLNK(mode):
-                return Entry(SYMLINK, 0o777, status.st_mtime_ns, target=os.readlink(location))
-        except FileNotFoundError:
-            pass  # removed while we look
-        return None  # sockets, pipes and devices can't be kept
+            for _ in range(READ_ATTEMPTS):
+                mode = status.st_mode
+                if stat.S_ISREG(mode):
+                    opened = tree.open_file(path)
+                    if opened is not None:
+                        descriptor, status = opened
+                        sha256, size = self._store.blobs.put_file(descriptor)
+                        entry = file(sha256, size, status.st_mode, status.st_mtime_ns)
+                        self._seen[path] = (looks(status), entry)
+                        return entry
+                elif stat.S_ISDIR(mode):
+                    return directory(status.st_mtime_ns, stat.S_IMODE(mode))
+                elif stat.S_ISLNK(mode):
+                    target = tree.link_target(path)
+                    if target is not None:
+                        return Entry(SYMLINK, 0o777, status.st_mtime_ns, target=target)
+                else:
+                    return None  # sockets, pipes and devices can't be kept
+                status = tree.status(path)  # it has become something else since
+        except (FileNotFoundError, NotADirectoryError):
+            return None  # removed while we look
+        raise OSError(errno.EBUSY, "It is replaced faster than it can be read", path)
 
     def _forget(self, paths: Iterable[str]) -> None:
         for path in paths:
@@ -213,40 +233,65 @@ class View(ABC):
 
     # Changing.
 
-    def _write_all(self, root: str, changes: Changes, backing: str) -> None:
-        """Make `changes` in the directory `root`, whose files are really in `backing`."""
+    def _write_all(self, tree: Beneath, changes: Changes, backing: Beneath) -> None:
+        """Make `changes` in `tree`, whose files are really in `backing`; what has been made is known as
+        `_shown` also if the rest fails."""
+        try:
+            self._write_each(tree, changes, backing)
+        except BaseException:
+            self._forget(changes.puts)  # nobody has looked at the clock after writing them
+            raise
+
+    def _write_each(self, tree: Beneath, changes: Changes, backing: Beneath) -> None:
         for path in sorted(changes.deletes, reverse=True):
-            self._remove(root, path)
-        directories: list[tuple[str, int]] = []
+            self._remove(tree, path)
+            self._shown(path, None)
+        directories: list[str] = []
         for path in sorted(changes.puts):  # a directory before what is in it
             entry = changes.puts[path]
-            location = f"{root}/{path}"
-            _make_room(location, entry)
+            self._make_room(tree, path, entry)
+            if entry.kind == DIRECTORY:
+                tree.make_directory(path)
+                mode = stat.S_IMODE(tree.status(path).st_mode)
+                self._shown(path, entry._replace(mode=mode))
+                directories.append(path)
+                continue
             if entry.kind == FILE:
-                self._store.blobs.copy_to(entry.sha256, location, entry.mode, entry.mtime_ns)
-                self._seen[path] = (looks(os.lstat(f"{backing}/{path}")), entry)
-            elif entry.kind == SYMLINK:
-                os.symlink(entry.target, location)
+                descriptor, name = tree.at(path)
+                status = self._store.blobs.copy_to(
+                    entry.sha256, name, entry.mode, entry.mtime_ns, dir_fd=descriptor
+                )
+                if backing is not tree:  # with numbers of its own
+                    status = backing.status(path)
+                self._seen[path] = (looks(status), entry)
             else:
-                os.makedirs(location, exist_ok=True)
-                directories.append((location, entry.mode))
-        for location, mode in directories:  # now that what is in them is there
-            os.chmod(location, mode)
+                tree.make_link(path, entry.target)
+            self._shown(path, entry)
+        for path in directories:  # now that what is in them is there
+            tree.set_mode(path, changes.puts[path].mode)
+            self._shown(path, changes.puts[path])
 
-    def _remove(self, root: str, path: str) -> None:
-        self._seen.pop(path, None)
-        location = f"{root}/{path}"
+    def _make_room(self, tree: Beneath, path: str, entry: Entry) -> None:
         try:
-            if os.path.isdir(location) and not os.path.islink(location):
-                os.rmdir(location)
-            else:
-                os.unlink(location)
+            is_directory = stat.S_ISDIR(tree.status(path).st_mode)
         except FileNotFoundError:
+            return
+        if is_directory and entry.kind == DIRECTORY:
+            return
+        tree.remove_all(path)
+        self._seen.pop(path, None)
+        self._shown(path, None)
+
+    def _remove(self, tree: Beneath, path: str) -> None:
+        self._seen.pop(path, None)
+        try:
+            tree.remove(path)
+        except (FileNotFoundError, NotADirectoryError):
             pass
-        except OSError:
+        except OSError as error:
             # The container has put something new into the directory since the commit a moment ago: it is
             # found as a change next time.
-            if not os.path.isdir(location):
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
 
 
@@ -274,14 +319,3 @@ def remove_tree(directory: str | Path) -> None:
                 if not os.path.islink(f"{parent}/{name}"):
                     os.chmod(f"{parent}/{name}", 0o700)
         shutil.rmtree(directory, ignore_errors=True)
-
-
-def _make_room(location: str, entry: Entry) -> None:
-    try:
-        existing = os.lstat(location)
-    except FileNotFoundError:
-        return
-    if not stat.S_ISDIR(existing.st_mode):
-        os.unlink(location)
-    elif entry.kind != DIRECTORY:
-        remove_tree(location)
