@@ -115,7 +115,7 @@ class MountedViews:
         """
         if self._overlays is not None:
             for volume_id in volume_ids:
-                self._trees.release(await asyncio.to_thread(self._trees.acquire, volume_id))
+                await asyncio.to_thread(self._make_tree, volume_id)
 
     async def close(self, task_id: str) -> None:
         """Take the views from a container that has ended; what it hasn't committed is lost."""
@@ -240,6 +240,9 @@ class MountedViews:
             return view
         spare = self._take_spare(mount.volume_id, sub_path)
         return await asyncio.to_thread(self._copy, bound, sub_path, spare)
+
+    def _make_tree(self, volume_id: str) -> None:
+        self._trees.release(self._trees.acquire(volume_id))
 
     def _copy(self, bound: BoundView, sub_path: str, spare: CopyView | None) -> CopyView:
         if spare is not None:
