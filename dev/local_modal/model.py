@@ -68,6 +68,8 @@ class FunctionRecord:
     """What containers run now; None before the first publish."""
     staged: api.Function | None = None
     """What the next publish puts in force."""
+    staged_handle: api.FunctionHandleMetadata | None = None
+    """The handle that belongs to that."""
     autoscaler: api.AutoscalerSettings | None = None
     """Settings changed after the deployment; until the next one."""
 
@@ -101,6 +103,7 @@ class FunctionRecord:
                 "handle": _text(self.handle),
                 "definition": _text(self.definition),
                 "staged": _text(self.staged),
+                "staged_handle": _text(self.staged_handle),
                 "autoscaler": _text(self.autoscaler),
             }
         ).encode()
@@ -110,6 +113,7 @@ class FunctionRecord:
         """From the store."""
         fields = json.loads(data)
         handle = api.FunctionHandleMetadata.FromString(base64.b64decode(fields["handle"]))
+        staged_handle = fields.get("staged_handle", "")
         return cls(
             fields["function_id"],
             fields["app_id"],
@@ -117,6 +121,7 @@ class FunctionRecord:
             handle,
             _function(fields["definition"]),
             _function(fields["staged"]),
+            api.FunctionHandleMetadata.FromString(base64.b64decode(staged_handle)) if staged_handle else None,
             _autoscaler(fields.get("autoscaler", "")),
         )
 

@@ -120,6 +120,7 @@ class AppService(Service):
             raise RpcError(Status.FAILED_PRECONDITION, f"App {app.app_id} has been stopped.")
         if getattr(request, "staged", False):  # not before modal 1.6
             raise RpcError(Status.UNIMPLEMENTED, "The local Modal server has no staged deployments.")
+        self.server.functions.check_created(request)
         if self._unchanged(app, request):
             self.server.functions.discard_staged(app)
             # Without deployed_at, which means that there was nothing to do.

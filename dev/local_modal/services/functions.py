@@ -8,21 +8,16 @@ from dataclasses import dataclass
 from grpclib.const import Status
 from modal_proto import api_pb2 as api
 
-from local_modal import cron, ids, web_server
+from local_modal import ids, web_server
 from local_modal.model import App, FunctionRecord
 from local_modal.rpc import RpcError, Service, build
 from local_modal.scheduler import PoolKey, PoolSettings
+from local_modal.unsupported import refuse_unsupported
 from local_modal.variants import Derived, apply_options
 
 log = logging.getLogger(__name__)
 
-GPU_TYPES = (
-    *("T4", "L4", "A10", "A10G", "L40S", "A100", "A100-40GB", "A100-80GB", "RTX-PRO-6000"),
-    *("H100", "H100!", "H200", "B200", "B200+", "ANY"),
-)
-"""What https://modal.com/docs/guide/gpu lists, and A10G and ANY, which were there before. That other names
-are refused when a function or variant is made, and in which words, is an assumption."""
-FUNCTIONS, CLASSES, VARIANTS = "functions", "classes", "variants"
+FUNCTIONS, CLASSES, VARIANTS, STAGED_CLASSES = "functions", "classes", "variants", "staged_classes"
 
 
 @dataclass(frozen=True)
@@ -48,8 +43,10 @@ class FunctionService(Service):
             key: api.ClassHandleMetadata.FromString(data) for key, data in store.load(CLASSES).items()
         }
         self._derived = Derived()
-        self._changed_classes: set[str] = set()
-        """Created again with other methods since their app was published."""
+        self._staged_classes = {
+            key: api.ClassHandleMetadata.FromString(data) for key, data in store.load(STAGED_CLASSES).items()
+        }
+        """Created since their app was published."""
         self._variants = {
             key: api.FunctionBindParamsRequest.FromString(data) for key, data in store.load(VARIANTS).items()
         }
@@ -124,14 +121,32 @@ class FunctionService(Service):
                 self._drop(record)
                 continue
             record.definition = record.staged or record.definition
-            record.staged = None
+            record.handle = record.staged_handle or record.handle
+            record.staged = record.staged_handle = None
             record.autoscaler = None
             if app.deployed:
                 self.keep(record)
-        self._changed_classes.difference_update(app.class_ids.values())
-        if app.deployed:
-            for class_id in app.class_ids.values():
+        for class_id in app.class_ids.values():
+            staged = self._staged_classes.pop(class_id, None)
+            self.server.store.delete(STAGED_CLASSES, class_id)
+            if staged is not None:
+                self.classes[class_id] = staged
+            if app.deployed:
                 self.server.store.put(CLASSES, class_id, self.classes[class_id].SerializeToString())
+
+    def check_created(self, request: api.AppPublishRequest) -> None:
+        """Refuse to publish what this server doesn't know: it was created before a restart.
+
+        Raises:
+            RpcError: FAILED_PRECONDITION.
+        """
+        for name, function_id in request.function_ids.items():
+            record = self.records.get(function_id)
+            if record is None or not (record.staged or record.definition):
+                raise _not_created(f"function {name}")
+        for name, class_id in request.class_ids.items():
+            if class_id not in self.classes and class_id not in self._staged_classes:
+                raise _not_created(f"class {name}")
 
     def keep(self, record: FunctionRecord) -> None:
         """Write down what is deployed."""
@@ -146,12 +161,21 @@ class FunctionService(Service):
                 return False  # a deployment takes back what was changed after the last one
             if record.staged is not None and record.staged != record.definition:
                 return False
-        return not self._changed_classes.intersection(app.class_ids.values())
+        return all(
+            self._staged_classes.get(class_id) in (None, self.classes.get(class_id))
+            for class_id in app.class_ids.values()
+        )
 
     def discard_staged(self, app: App) -> None:
         """Forget what has been created for `app` since its last publish."""
         for record in self.of(app):
-            record.staged = None
+            if record.staged is not None or record.staged_handle is not None:
+                record.staged = record.staged_handle = None
+                if app.deployed:
+                    self.keep(record)
+        for class_id in app.class_ids.values():
+            self._staged_classes.pop(class_id, None)
+            self.server.store.delete(STAGED_CLASSES, class_id)
 
     def warm(self, app: App) -> None:
         """Make the pools of functions that keep containers warm, which nobody has called yet."""
@@ -171,7 +195,9 @@ class FunctionService(Service):
             self._drop(record)
         for class_id in app.class_ids.values():
             self.classes.pop(class_id, None)
+            self._staged_classes.pop(class_id, None)
             self.server.store.delete(CLASSES, class_id)
+            self.server.store.delete(STAGED_CLASSES, class_id)
 
     def _drop(self, record: FunctionRecord) -> None:
         self.server.web_functions.close(record.function_id)
@@ -205,9 +231,8 @@ class FunctionService(Service):
                 function_id, app.app_id, request.function_name, api.FunctionHandleMetadata()
             )
             self.records[function_id] = record
-        record.handle = self._handle(record, request)
-        self.server.web_functions.assign(app, record.handle, record.function_id, request)
-        return api.FunctionPrecreateResponse(function_id=record.function_id, handle_metadata=record.handle)
+        handle = self._stage_handle(app, record, request)
+        return api.FunctionPrecreateResponse(function_id=record.function_id, handle_metadata=handle)
 
     async def FunctionCreate(self, request: api.FunctionCreateRequest) -> api.FunctionCreateResponse:
         app = self.server.apps.get(request.app_id)
@@ -221,7 +246,7 @@ class FunctionService(Service):
             definition = request.function
         if request.HasField("schedule"):
             definition.schedule.CopyFrom(request.schedule)
-        _refuse_unsupported(definition)
+        refuse_unsupported(definition)
         web_server.check(definition)
         record = self.records.get(request.existing_function_id)
         if record is None or record.app_id != app.app_id:
@@ -232,15 +257,26 @@ class FunctionService(Service):
             self.records[function_id] = record
         record.name = definition.function_name
         record.staged = definition
-        record.handle = self._handle(record, definition)
-        self.server.web_functions.assign(app, record.handle, record.function_id, definition)
+        handle = self._stage_handle(app, record, definition)
         return build(
             api.FunctionCreateResponse,
             function_id=record.function_id,
             function=definition,
-            handle_metadata=record.handle,
+            handle_metadata=handle,
             function_data=record.data(),
         )
+
+    def _stage_handle(
+        self, app: App, record: FunctionRecord, source: api.FunctionPrecreateRequest | api.Function
+    ) -> api.FunctionHandleMetadata:
+        """Note what the SDK shall know of a function after the next publish. For a deployed app it is written
+        down: the SDK may publish after a restart of the server.
+        """
+        record.staged_handle = handle = self._handle(record, source)
+        self.server.web_functions.assign(app, handle, record.function_id, source)
+        if app.deployed:
+            self.keep(record)
+        return handle
 
     def _handle(
         self, record: FunctionRecord, source: api.FunctionPrecreateRequest | api.Function
@@ -278,9 +314,10 @@ class FunctionService(Service):
     async def ClassCreate(self, request: api.ClassCreateRequest) -> api.ClassCreateResponse:
         class_id = request.existing_class_id or ids.new_id(ids.CLASS)
         metadata = api.ClassHandleMetadata(methods=request.methods)
-        if self.classes.get(class_id) != metadata:
-            self._changed_classes.add(class_id)
-        self.classes[class_id] = metadata
+        self._staged_classes[class_id] = metadata
+        app = self.server.apps.apps.get(request.app_id)
+        if app is not None and app.deployed:
+            self.server.store.put(STAGED_CLASSES, class_id, metadata.SerializeToString())
         return api.ClassCreateResponse(class_id=class_id, handle_metadata=metadata)
 
     # -- looking up
@@ -320,7 +357,7 @@ class FunctionService(Service):
     ) -> api.FunctionBindParamsResponse:
         base = self.resolve(request.function_id)
         if request.HasField("function_options"):
-            _refuse_unsupported(apply_options(base.definition, request.function_options))
+            refuse_unsupported(apply_options(base.definition, request.function_options))
         # The same request must give the same id: it decides which containers are shared.
         key = api.FunctionBindParamsRequest.FromString(request.SerializeToString())
         key.ClearField("auth_secret")
@@ -372,29 +409,8 @@ class FunctionService(Service):
         )
 
 
-def _refuse_unsupported(definition: api.Function) -> None:
-    """What would silently mean something else here is refused when it is deployed."""
-    schedule = definition.schedule
-    refused = {
-        "cloud_bucket_mounts": bool(definition.cloud_bucket_mounts),
-        "network file systems": bool(definition.shared_volume_mounts),
-        "clustered functions": definition._experimental_group_size > 1,
-        "enable_memory_snapshot": definition.checkpointing_enabled,
-        "block_network": definition.block_network,
-        "@app.server": definition.is_server,
-    }
-    for what, used in refused.items():
-        if used:
-            raise RpcError(
-                Status.INVALID_ARGUMENT,
-                f"{definition.function_name}: {what} is not supported by the local Modal server.",
-            )
-    gpu_type = definition.resources.gpu_config.gpu_type
-    if gpu_type and gpu_type not in GPU_TYPES:
-        raise RpcError(
-            Status.INVALID_ARGUMENT, f"unknown GPU type {gpu_type!r}; known: {', '.join(GPU_TYPES)}"
-        )
-    try:
-        cron.check(schedule)
-    except cron.ScheduleError as error:
-        raise RpcError(Status.INVALID_ARGUMENT, f"{definition.function_name}: {error}") from None
+def _not_created(what: str) -> RpcError:
+    return RpcError(
+        Status.FAILED_PRECONDITION,
+        f"This server doesn't know the {what}: it was restarted during the deployment. Deploy again.",
+    )

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import signal
+import subprocess
+import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ from typing import Any
 import pytest
 
 from local_modal.testing import LocalModal, wait_until
-from tests.integration.local_modal.conftest import client, deploy, start_client
+from tests.integration.local_modal.conftest import APPS, client, deploy, start_client
 
 KILLS = 3
 HAMMER = """
@@ -105,3 +108,31 @@ def test_nothing_acknowledged_is_lost(fresh_local_modal: LocalModal, tmp_path: P
     assert found["spawn"] == [number**2 for number, _ in done["spawn"]]
     for number, squares in done["map"]:
         assert squares == [n**2 for n in range(number, number + 3)]
+
+
+def test_a_redeploy_that_says_success_after_a_restart_has_deployed_the_new_code(
+    fresh_local_modal: LocalModal,
+) -> None:
+    """The server is killed when everything has been created, and before it is published."""
+    server = fresh_local_modal
+    deploy(server, "versions", VERSION="one")
+    look = "result = f('version', 'versions').remote()[0]"
+    assert client(server, look) == "one"
+    stalled = server.set_fault("stall", rpc="AppPublish", seconds=60)
+    with subprocess.Popen(
+        [sys.executable, "-m", "modal", "deploy", str(APPS / "versions.py")],
+        env=server.env | {"VERSION": "two"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as deploying:
+        wait_until(lambda: stalled.struck, 20, "it is about to publish")
+        assert client(server, look) == "one"
+        # It repeats its request for about a second, which may be less than a start takes.
+        deploying.send_signal(signal.SIGSTOP)
+        server.kill()
+        server.start()
+        deploying.send_signal(signal.SIGCONT)
+        output = deploying.communicate(timeout=60)[0]
+    assert deploying.returncode == 0, output
+    assert client(server, look) == "two"
