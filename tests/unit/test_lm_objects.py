@@ -10,6 +10,7 @@ import pytest
 from grpclib.const import Status
 from modal_proto import api_pb2 as api
 
+from local_modal.model import App
 from local_modal.objects import EPHEMERAL_LIFETIME, HEARTBEAT_SECONDS
 from local_modal.rpc import RpcError
 from local_modal.server import Options, Server
@@ -143,6 +144,29 @@ def test_anonymous_objects_go_with_their_app(tmp_path: Path) -> None:
         assert [record.app_id for record in server.secrets.objects.all()] == ["ap-2"]
 
     serve(tmp_path, scenario)
+
+
+def test_anonymous_objects_of_an_app_that_ended_with_its_server_go_at_the_next_start(tmp_path: Path) -> None:
+    async def create(server: Server, clock: SetClock) -> None:
+        deployed = App("ap-1", "d", "main", state=api.APP_STATE_DEPLOYED, name="d")
+        server.store.put("apps", deployed.app_id, deployed.to_bytes())
+        for app_id in ("ap-1", "ap-2"):  # the second one is ephemeral, and is not written down
+            await server.secrets.SecretGetOrCreate(
+                api.SecretGetOrCreateRequest(
+                    object_creation_type=OF_APP, app_id=app_id, env_dict={"A": app_id}
+                )
+            )
+        await new_dict(server)
+
+    async def look(server: Server, clock: SetClock) -> None:
+        await server.apps.start()
+        await server.apps.stop()
+        assert [record.app_id for record in server.secrets.objects.all()] == ["ap-1"]
+        assert len(list((tmp_path / "secrets").iterdir())) == 1
+        assert len(server.dicts.objects.all()) == 1
+
+    serve(tmp_path, create)
+    serve(tmp_path, look)
 
 
 def test_an_overwritten_secret_keeps_its_id(tmp_path: Path) -> None:

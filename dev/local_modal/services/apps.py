@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 from google.protobuf.empty_pb2 import Empty
 from grpclib.const import Status
@@ -11,6 +12,10 @@ from modal_proto import api_pb2 as api
 from local_modal import ids
 from local_modal.model import App
 from local_modal.rpc import RpcError, Service, build, caller
+
+if TYPE_CHECKING:
+    from local_modal.services.named import ObjectService
+    from local_modal.services.volumes import VolumeService
 
 TABLE = "apps"
 HEARTBEAT_EXPIRY = 60.0
@@ -26,6 +31,7 @@ class AppService(Service):
 
     async def start(self) -> None:
         self.apps = {key: App.from_bytes(data) for key, data in self.server.store.load(TABLE).items()}
+        await self._release_ownerless()
         self._expiry = asyncio.ensure_future(self._stop_abandoned())
 
     async def stop(self) -> None:
@@ -246,8 +252,18 @@ class AppService(Service):
         """Remove the anonymous objects that the app owned, once no container of it uses them any more."""
         tasks = [task for task in self.server.engine.tasks.values() if task.app_id == app.app_id]
         await asyncio.gather(*(task.exited.wait() for task in tasks))
-        for service in (self.server.dicts, self.server.queues, self.server.secrets, self.server.volumes):
+        for service in self._object_services():
             await service.release_app(app.app_id)
+
+    async def _release_ownerless(self) -> None:
+        """Remove the anonymous objects of apps that ended with a former server."""
+        for service in self._object_services():
+            owners = {record.app_id for record in service.objects.all() if record.app_id}
+            for app_id in owners - self.apps.keys():
+                await service.release_app(app_id)
+
+    def _object_services(self) -> tuple[ObjectService | VolumeService, ...]:
+        return self.server.dicts, self.server.queues, self.server.secrets, self.server.volumes
 
     def clients_alive(self, seconds: float) -> None:
         """The clock has been advanced by `seconds`: nobody could send heartbeats meanwhile."""

@@ -18,8 +18,10 @@ from local_modal.rpc import RpcError, Service
 
 log = logging.getLogger(__name__)
 
-ORPHANS_KEPT = 3600.0
-"""Seconds that a blob may be there before a call, a result or a stream refers to it."""
+ORPHANS_KEPT = 24 * 3600.0
+"""Seconds that a blob may be there before a call, a result or a stream refers to it: the inputs of a large
+`spawn_map` are uploaded long before a full queue takes them.
+"""
 
 
 class BlobService(Service):

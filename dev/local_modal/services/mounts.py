@@ -165,19 +165,20 @@ class MountService(Service):
                 del self._mounts[mount_id]
                 del self._used_at[mount_id]
                 self.server.store.delete(TABLE, mount_id)
+        # Each start of a container touches its directory, so those who live began before or use others.
+        unused_root = min(oldest, oldest_container)
+        old_files = await asyncio.to_thread(_older, self._files, oldest)
+        old_roots = await asyncio.to_thread(_older, self._roots, unused_root)
+        # On the loop and looked at again: requests may have touched them meanwhile, and rely on it.
         digests = {file.sha256_hex for mount in self._mounts.values() for file in mount.files}
-
-        def remove() -> int:
-            files = [path for path in _older(self._files, oldest) if path.name not in digests]
-            # Each start of a container touches its directory, so those who live began before or use others.
-            roots = _older(self._roots, min(oldest, oldest_container))
-            for path in files:
-                path.unlink(missing_ok=True)
-            for path in roots:
-                shutil.rmtree(path, ignore_errors=True)
-            return len(files) + len(roots)
-
-        if removed := await asyncio.to_thread(remove):
+        files = [path for path in old_files if path.name not in digests and _is_older(path, oldest)]
+        roots = [path for path in old_roots if _is_older(path, unused_root)]
+        for path in files:
+            path.unlink(missing_ok=True)
+        trash = [path.rename(path.with_suffix(f".{os.urandom(4).hex()}")) for path in roots]
+        for path in trash:  # what a kill leaves of it is as old, and goes with the next sweep
+            await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
+        if removed := len(files) + len(roots):
             log.info("Removed %d files and directories of mounts that nothing uses", removed)
 
     @staticmethod
@@ -201,4 +202,11 @@ class MountService(Service):
 
 def _older(directory: Path, than: float) -> list[Path]:
     """What is in a directory and hasn't been used since `than`."""
-    return [path for path in directory.iterdir() if path.stat().st_mtime < than]
+    return [path for path in directory.iterdir() if _is_older(path, than)]
+
+
+def _is_older(path: Path, than: float) -> bool:
+    try:
+        return path.stat().st_mtime < than
+    except FileNotFoundError:  # an upload that has got its final name meanwhile
+        return False
