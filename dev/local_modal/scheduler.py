@@ -26,6 +26,10 @@ CANCEL_LIMIT = 60.0
 """Seconds that user code may go on with a cancelled input before its container is ended."""
 
 
+POOL_KEPT = 3600.0
+"""Seconds that a pool is kept which nothing is in: each value of a class parameter makes one."""
+
+
 class PoolKey(NamedTuple):
     """One variant of a function, at one deployment of its app."""
 
@@ -90,6 +94,8 @@ class Pool:
     """Containers in a row that died before they were ready."""
     no_start_before: float = 0.0
     retired: bool = False
+    empty_since: float | None = None
+    """When it was first seen without inputs and containers."""
 
     def live(self) -> list[Slot]:
         """Containers that may still take inputs."""
@@ -271,6 +277,7 @@ class Scheduler:
         for pool in list(self.pools.values()):
             self._check_deadlines(pool, plan, now)
             self._scale_down(pool, plan, now)
+            self._forget_if_unused(pool, now)
         self._scale_up(plan, now)
         for pool in self.pools.values():
             batch_due = pool.batch_due(now)
@@ -381,6 +388,15 @@ class Scheduler:
         idle = [slot for slot in self.slots.values() if slot.idle_since is not None and slot.pool != key]
         if idle:
             min(idle, key=lambda slot: slot.idle_since or 0.0).retiring = True
+
+    def _forget_if_unused(self, pool: Pool, now: float) -> None:
+        """Whoever queues something makes the pool again."""
+        if pool.slots or len(pool.queue) or pool.settings.min_containers:
+            pool.empty_since = None
+        elif pool.empty_since is None:
+            pool.empty_since = now
+        elif now >= pool.empty_since + POOL_KEPT:
+            self.pools.pop(pool.key, None)
 
     def _forget_if_empty(self, pool: Pool) -> None:
         if pool.retired and not pool.slots and not len(pool.queue):

@@ -294,3 +294,22 @@ def test_a_batch_waits_for_its_time_unless_it_is_full() -> None:
         world.scheduler.finished("ta-1", input_id, world.now)
     world.submit("c", "d", "e", "f")
     assert world.claim("ta-1") == ["c", "d", "e"]
+
+
+def test_a_pool_that_nothing_is_in_is_forgotten_after_a_while() -> None:
+    world = World()
+    world.ensure(OTHER, min_containers=1)
+    world.submit("a")
+    world.step()
+    world.now = 4_000.0
+    world.step()
+    assert KEY in world.scheduler.pools, "an input runs"
+    world.scheduler.gone("ta-1", world.now)
+    world.scheduler.gone("ta-2", world.now)
+    world.step()
+    world.now += 3_599.0
+    world.step()
+    assert KEY in world.scheduler.pools
+    world.now += 1.0
+    world.step()
+    assert list(world.scheduler.pools) == [OTHER]

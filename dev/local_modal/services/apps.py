@@ -127,6 +127,14 @@ class AppService(Service):
         if getattr(request, "staged", False):  # not before modal 1.6
             raise RpcError(Status.UNIMPLEMENTED, "The local Modal server has no staged deployments.")
         self.server.functions.check_created(request)
+        if request.name and request.app_state == api.APP_STATE_DEPLOYED:
+            holder = self.deployed(request.name, app.environment)
+            if holder is not None and holder is not app:
+                # Two first deployments at the same time. What Modal does isn't documented.
+                raise RpcError(
+                    Status.FAILED_PRECONDITION,
+                    f"Another app was deployed as '{request.name}' meanwhile. Deploy again.",
+                )
         if self._unchanged(app, request):
             self.server.functions.discard_staged(app)
             # Without deployed_at, which means that there was nothing to do.

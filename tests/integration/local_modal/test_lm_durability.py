@@ -136,3 +136,22 @@ def test_a_redeploy_that_says_success_after_a_restart_has_deployed_the_new_code(
         output = deploying.communicate(timeout=60)[0]
     assert deploying.returncode == 0, output
     assert client(server, look) == "two"
+
+
+def test_of_two_first_deployments_of_one_name_one_is_refused(fresh_local_modal: LocalModal) -> None:
+    """Both have found no app of that name, and made one."""
+    server = fresh_local_modal
+    with server.fault("stall", rpc="AppPublish", count=1, seconds=60) as stalled:
+        with subprocess.Popen(
+            [sys.executable, "-m", "modal", "deploy", str(APPS / "versions.py")],
+            env=server.env | {"VERSION": "late"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as late:
+            wait_until(lambda: stalled.struck, 20, "it is about to publish")
+            deploy(server, "versions", VERSION="first")
+            stalled.clear()
+            output = late.communicate(timeout=60)[0]
+    assert late.returncode == 1 and "Another app was deployed as 'versions'" in output
+    assert client(server, "result = f('version', 'versions').remote()[0]") == "first"
