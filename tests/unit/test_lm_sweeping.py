@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import sys
 import time
 from pathlib import Path
 
+import pytest
 from modal_proto import api_pb2 as api
 
 from local_modal.calls import Call, Input
 from local_modal.model import FunctionRecord
 from local_modal.server import Options, Server
+from local_modal.services import mounts as mounts_module
 from local_modal.services.blobs import ORPHANS_KEPT
 from local_modal.services.mounts import UNUSED_KEPT
 
@@ -113,6 +116,32 @@ def test_a_directory_stays_while_a_container_from_before_lives(tmp_path: Path) -
             assert root.exists()
             await server.mounts.sweep([], later, oldest_container=used_at + 1)
             assert not root.exists()
+        finally:
+            server.store.close()
+
+    asyncio.run(scenario())
+
+
+def test_what_is_asked_for_while_it_is_being_swept_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = mounts_module._older
+
+    def look_then_ask(directory: Path, than: float) -> list[Path]:
+        found = look(directory, than)
+        for path in found:
+            os.utime(path, (than + 1, than + 1))  # as a deployment or the start of a container does
+        return found
+
+    async def scenario() -> None:
+        server = Server(Options(tmp_path))
+        await server.mounts.start()
+        try:
+            root = await server.mounts.root([await mount(server, "asked")], sys.executable)
+            monkeypatch.setattr(mounts_module, "_older", look_then_ask)
+            later = time.time() + UNUSED_KEPT + 1
+            await server.mounts.sweep([], later, oldest_container=later)
+            assert root.exists() and len(list((tmp_path / "mounts" / "files").iterdir())) == 1
         finally:
             server.store.close()
 
