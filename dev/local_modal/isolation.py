@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from local_modal.ask_python import ask
 from local_modal.launcher import EMPTY_DIRECTORIES, SYSTEM_DIRECTORIES
 
 LAUNCHER = Path(__file__).with_name("launcher.py")
@@ -151,17 +152,7 @@ async def inspect_interpreter(python: str) -> Interpreter:
         OSError: it can't be started.
         ValueError: it doesn't answer.
     """
-    process = await asyncio.create_subprocess_exec(
-        *(python, "-c", _INSPECT),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        env={name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ},
-        cwd="/",
-    )
-    output, _ = await process.communicate()
-    if process.returncode != 0:
-        raise ValueError(f"{python} is not a working Python interpreter (exit code {process.returncode})")
-    executable, prefixes, user_base, path = json.loads(output)
+    executable, prefixes, user_base, path = await ask(python, _INSPECT)
     prefixes.append(os.path.dirname(os.path.dirname(os.path.realpath(executable))))
     own = [*prefixes, user_base] if user_base else prefixes
     foreign = [

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-PROBE_SECONDS = 60.0
+from local_modal.ask_python import ask
 
 
 @dataclass(frozen=True)
@@ -72,22 +69,7 @@ async def probe(python: str) -> Installed:
         OSError: it can't be started.
         ValueError: it doesn't answer.
     """
-    process = await asyncio.create_subprocess_exec(
-        *(python, "-c", _PROBE),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        env={name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ},
-        cwd="/",
-    )
-    try:
-        output, _ = await asyncio.wait_for(process.communicate(), PROBE_SECONDS)
-    except asyncio.TimeoutError:
-        process.kill()
-        await process.wait()
-        raise ValueError(f"{python} didn't list its packages within {PROBE_SECONDS:g} s") from None
-    if process.returncode != 0:
-        raise ValueError(f"{python} couldn't list its packages (exit code {process.returncode})")
-    markers, distributions = json.loads(output)
+    markers, distributions = await ask(python, _PROBE)
     return Installed(
         python,
         markers,
