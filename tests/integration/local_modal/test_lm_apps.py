@@ -101,14 +101,20 @@ def test_an_unchanged_deployment_changes_nothing_and_a_rollover_replaces_contain
     deploy(isolated_server, "limited", VERSION="same")
     code = "result = f('version', 'limited').remote()"
     assert client(isolated_server, code) == "same"
-    (before,) = [t["task_id"] for t in isolated_server.tasks("version") if t["app_name"] == "limited"]
+
+    def containers() -> list[str]:
+        return [t["task_id"] for t in isolated_server.tasks("version") if t["app_name"] == "limited"]
+
+    # Those of former deployments may still be on their way out.
+    wait_until(lambda: len(containers()) == 1, 20)
+    [before] = containers()
     versions = json.loads(modal(isolated_server, "app", "history", "limited", "--json"))
     assert "no changes detected" in deploy(isolated_server, "limited", VERSION="same")
     assert json.loads(modal(isolated_server, "app", "history", "limited", "--json")) == versions
     assert client(isolated_server, code) == "same"
-    assert before in [t["task_id"] for t in isolated_server.tasks("version")]
+    assert before in containers()
     modal(isolated_server, "app", "rollover", "limited")
-    wait_until(lambda: before not in [t["task_id"] for t in isolated_server.tasks("version")], 10)
+    wait_until(lambda: before not in containers(), 10)
     assert client(isolated_server, code) == "same"
     assert len(json.loads(modal(isolated_server, "app", "history", "limited", "--json"))) == len(versions) + 1
 
