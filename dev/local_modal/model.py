@@ -70,8 +70,10 @@ class FunctionRecord:
     """What the next publish puts in force."""
     staged_handle: api.FunctionHandleMetadata | None = None
     """The handle that belongs to that."""
-    autoscaler: api.AutoscalerSettings | None = None
-    """Settings changed after the deployment; until the next one."""
+    autoscaler: dict[str, api.AutoscalerSettings] = field(default_factory=dict)
+    """Settings changed after the deployment, until the next one, by the id of the function or variant with
+    them. That variants don't inherit them is an assumption.
+    """
 
     def data(self) -> api.FunctionData:
         """The function as the SDK reads it back."""
@@ -104,7 +106,7 @@ class FunctionRecord:
                 "definition": _text(self.definition),
                 "staged": _text(self.staged),
                 "staged_handle": _text(self.staged_handle),
-                "autoscaler": _text(self.autoscaler),
+                "autoscaler": {key: _text(changed) for key, changed in self.autoscaler.items()},
             }
         ).encode()
 
@@ -122,7 +124,7 @@ class FunctionRecord:
             _function(fields["definition"]),
             _function(fields["staged"]),
             api.FunctionHandleMetadata.FromString(base64.b64decode(staged_handle)) if staged_handle else None,
-            _autoscaler(fields.get("autoscaler", "")),
+            {key: _autoscaler(text) for key, text in (fields.get("autoscaler") or {}).items()},
         )
 
 
@@ -130,8 +132,8 @@ def _text(message: Any) -> str:
     return "" if message is None else base64.b64encode(message.SerializeToString()).decode()
 
 
-def _autoscaler(text: str) -> api.AutoscalerSettings | None:
-    return api.AutoscalerSettings.FromString(base64.b64decode(text)) if text else None
+def _autoscaler(text: str) -> api.AutoscalerSettings:
+    return api.AutoscalerSettings.FromString(base64.b64decode(text))
 
 
 def _function(text: str) -> api.Function | None:

@@ -12,5 +12,5 @@ def test_a_function_comes_back_as_it_was() -> None:
     assert FunctionRecord.from_bytes(record.to_bytes()) == record
     record.definition = api.Function(function_name="f", timeout_secs=5)
     record.staged = api.Function(function_name="f", timeout_secs=6)
-    record.autoscaler = api.AutoscalerSettings(max_containers=3)
+    record.autoscaler["fu-1"] = api.AutoscalerSettings(max_containers=3)
     assert FunctionRecord.from_bytes(record.to_bytes()) == record

@@ -30,6 +30,11 @@ class Resolved:
     definition: api.Function
     serialized_params: bytes = b""
 
+    @property
+    def autoscaler(self) -> api.AutoscalerSettings | None:
+        """What was changed for it since its deployment."""
+        return self.record.autoscaler.get(self.function_id)
+
 
 class FunctionService(Service):
     """FunctionPrecreate, -Create, -Get, -BindParams, scaling settings, Class*; and `resolve` for the
@@ -109,7 +114,7 @@ class FunctionService(Service):
         return key
 
     def _settings(self, resolved: Resolved) -> PoolSettings:
-        return self._derived.settings(resolved.function_id, resolved.definition, resolved.record.autoscaler)
+        return self._derived.settings(resolved.function_id, resolved.definition, resolved.autoscaler)
 
     def publish(self, app: App) -> None:
         """Put in force what has been created for `app` since its last publish; drop what it doesn't have any
@@ -123,7 +128,7 @@ class FunctionService(Service):
             record.definition = record.staged or record.definition
             record.handle = record.staged_handle or record.handle
             record.staged = record.staged_handle = None
-            record.autoscaler = None
+            record.autoscaler.clear()
             if app.deployed:
                 self.keep(record)
         for class_id in app.class_ids.values():
@@ -157,7 +162,7 @@ class FunctionService(Service):
         for record in self.of(app):
             if record.function_id not in app.function_ids.values() or record.definition is None:
                 return False
-            if record.autoscaler is not None:
+            if record.autoscaler:
                 return False  # a deployment takes back what was changed after the last one
             if record.staged is not None and record.staged != record.definition:
                 return False
@@ -388,10 +393,10 @@ class FunctionService(Service):
         settings = api.AutoscalerSettings.FromString(
             resolved.definition.autoscaler_settings.SerializeToString()
         )
-        if resolved.record.autoscaler is not None:
-            settings.MergeFrom(resolved.record.autoscaler)
+        if resolved.autoscaler is not None:
+            settings.MergeFrom(resolved.autoscaler)
         settings.MergeFrom(request.settings)
-        resolved.record.autoscaler = settings
+        resolved.record.autoscaler[resolved.function_id] = settings
         if resolved.app.deployed:
             self.server.store.put(FUNCTIONS, resolved.record.function_id, resolved.record.to_bytes())
         self.ensure_pool(request.function_id)

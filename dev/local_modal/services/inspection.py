@@ -43,8 +43,8 @@ class InspectionService(Service):
         resolved = self.server.functions.resolve(request.function_id)
         settings = api.AutoscalerSettings()
         settings.MergeFrom(resolved.definition.autoscaler_settings)
-        if resolved.record.autoscaler is not None:
-            settings.MergeFrom(resolved.record.autoscaler)
+        if resolved.autoscaler is not None:
+            settings.MergeFrom(resolved.autoscaler)
         return api.FunctionGetSchedulingParamsResponse(
             autoscaler_configuration=api.AutoscalerConfiguration(settings=settings)
         )

@@ -136,6 +136,20 @@ def test_settings_of_the_autoscaler_are_changed_until_the_next_deployment(
     wait_until(lambda: containers() == 2, 20)
     deploy(isolated_server, "limited", VERSION="first")  # the same, but it takes back what was changed
     wait_until(lambda: containers() == 0, 20, "the decorator's settings are back")
+    # A variant has settings of its own.
+    variant = "f('version', 'limited').with_options(timeout=77)"
+    client(isolated_server, f"{variant}.update_autoscaler(min_containers=1)\nresult = True")
+    wait_until(lambda: containers() == 1, 20)
+    update = "base.update_autoscaler(scaledown_window=2); base.remote(); variant.hydrate()\n"
+    kept = client(
+        isolated_server,
+        f"base, variant = f('version', 'limited'), {variant}\n{update}result = variant.object_id",
+    )
+
+    def live() -> set[str]:
+        return {t["function_id"] for t in isolated_server.tasks("version") if t["app_name"] == "limited"}
+
+    wait_until(lambda: live() == {kept}, 20, "the function itself keeps no container")
 
 
 def test_modal_serve_puts_each_saved_version_in_force(isolated_server: LocalModal, tmp_path: Path) -> None:
