@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import time
 from datetime import datetime
 from pathlib import Path
 
@@ -11,7 +9,9 @@ import pytest
 
 from airflow_provider_modal import names
 from airflow_provider_modal.scheduler import due
+from local_modal.testing import wait_until
 from tests.support.airflow_children import AirflowChildren, trigger_run
+from tests.support.processes import is_running
 
 GOOD = """
 from airflow.sdk import DAG, task
@@ -90,7 +90,8 @@ def test_children_of_a_killed_file_die_with_it(airflow_children: AirflowChildren
         "import time\nwhile True:\n  try: time.sleep(9)\n  except BaseException: pass"
     )
     airflow_children.parse({"stray.py": stray}, per_file=1.0)
-    _assert_gone(int(note.read_text()))
+    pid = int(note.read_text())
+    wait_until(lambda: not is_running(pid), 5, f"process {pid} has ended")
 
 
 def test_daemon_of_a_good_file_does_not_survive_the_phase(
@@ -105,7 +106,8 @@ def test_daemon_of_a_good_file_does_not_survive_the_phase(
     )
     airflow_children.parse({"daemon.py": daemon})
     assert _active(airflow_children) == {"daemon"}
-    _assert_gone(int(note.read_text()))
+    pid = int(note.read_text())
+    wait_until(lambda: not is_running(pid), 5, f"process {pid} has ended")
 
 
 def test_unchanged_files_are_not_parsed_again(airflow_children: AirflowChildren) -> None:
@@ -197,12 +199,3 @@ with DAG("called", schedule=None, on_success_callback=on_success):
 def _need(children: AirflowChildren, files: dict[str, str]) -> due.ParseNeed:
     with children.connection() as connection:
         return due.parse_need(connection, children.dag_version(files), empty=not files, environ={})
-
-
-def _assert_gone(pid: int) -> None:
-    deadline = time.monotonic() + 5
-    while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2]:
-        assert time.monotonic() < deadline, f"process {pid} lives on"
-        time.sleep(0.02)
-    with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)

@@ -12,11 +12,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import psutil
 import pytest
 
 from airflow_provider_modal.child_work import child_of
 from airflow_provider_modal.container.zygote import Child, Zygote
+from tests.support.processes import is_running
 
 SLEEP = "zygote_targets:sleep"
 
@@ -34,13 +34,6 @@ def zygote() -> Iterator[Zygote]:
     yield zygote
     zygote.stop()
     sys.path.remove(here)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 @contextmanager
@@ -104,7 +97,7 @@ def test_interruption_while_the_child_is_made_leaves_none(zygote: Zygote) -> Non
     with pytest.raises(KeyboardInterrupt):
         with child_of(Interrupted(), SLEEP, {}):  # type: ignore[arg-type]
             pass
-    assert not alive(pids[0])
+    assert not is_running(pids[0])
     with child_of(zygote, "zygote_targets:echo", {"value": 2}) as child:
         again = child.wait(30)
     assert again is not None and again.result == 2, "the zygote is started again"

@@ -16,6 +16,7 @@ import pytest
 
 from airflow_provider_modal.container import zygote as zygote_module
 from airflow_provider_modal.container.zygote import Zygote, ZygoteError
+from tests.support.processes import is_running
 
 HERE = str(Path(__file__).parent)
 T = "zygote_targets"
@@ -28,13 +29,6 @@ def eventually(condition: Callable[[], bool], seconds: float = 10) -> bool:
             return False
         time.sleep(0.01)
     return True
-
-
-def alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -51,7 +45,7 @@ def zygote() -> Iterator[Zygote]:
     zygote.ready(30)
     yield zygote
     zygote.stop()
-    assert not alive(zygote.pid)
+    assert not is_running(zygote.pid)
 
 
 @pytest.fixture
@@ -155,13 +149,13 @@ def test_kill_ends_other_process_groups_too(zygote: Zygote, tmp_path: Path) -> N
     child.kill()
     outcome = child.wait(10)
     assert outcome is not None and outcome.signal == signal.SIGKILL
-    assert not any(alive(int(pid)) for pid in pids.read_text().split())
+    assert not any(is_running(int(pid)) for pid in pids.read_text().split())
 
 
 def test_what_a_child_leaves_behind_ends_with_it(zygote: Zygote, tmp_path: Path) -> None:
     outcome = zygote.spawn(f"{T}:leave_behind", {"path": str(tmp_path / "pids")}).wait(10)
     assert outcome is not None and len(outcome.result) == 2
-    assert not any(alive(pid) for pid in outcome.result)
+    assert not any(is_running(pid) for pid in outcome.result)
 
 
 def test_orphans_are_reaped_by_the_zygote(zygote: Zygote, tmp_path: Path) -> None:
@@ -179,9 +173,9 @@ def test_a_daemon_ends_with_the_last_child(zygote: Zygote) -> None:
     assert eventually(lambda: left.ppid() == zygote.pid)
     other.kill()
     assert other.wait(10) is not None
-    assert not alive(left.pid)
+    assert not is_running(left.pid)
     outcome = zygote.spawn(f"{T}:daemon", {}).wait(10)
-    assert outcome is not None and not alive(outcome.result)
+    assert outcome is not None and not is_running(outcome.result)
 
 
 def test_a_fork_that_comes_too_late_ends(own_zygote: Zygote, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +200,7 @@ def test_supervised_process_dies_with_a_killed_child(zygote: Zygote, tmp_path: P
     assert eventually(lambda: pids.exists() and len(pids.read_text().split()) == 2)
     forked = int(pids.read_text().split()[1])
     os.kill(child.pid, signal.SIGKILL)
-    assert eventually(lambda: not alive(forked), 5)
+    assert eventually(lambda: not is_running(forked), 5)
 
 
 def test_zygote_killed_ends_children_and_is_started_again(own_zygote: Zygote, tmp_path: Path) -> None:
@@ -217,8 +211,8 @@ def test_zygote_killed_ends_children_and_is_started_again(own_zygote: Zygote, tm
     os.kill(first, signal.SIGKILL)
     outcome = child.wait(10)
     assert outcome is not None and "the zygote ended (signal 9 (SIGKILL))" in str(outcome.error)
-    assert not alive(child.pid)
-    assert not any(alive(int(pid)) for pid in pids.read_text().split())
+    assert not is_running(child.pid)
+    assert not any(is_running(int(pid)) for pid in pids.read_text().split())
     again = own_zygote.spawn(f"{T}:facts", {}).wait(30)
     assert again is not None and again.result["parent"] == own_zygote.pid != first
 
@@ -259,7 +253,7 @@ def test_entry_killed_ends_zygote_and_children(tmp_path: Path) -> None:
     zygote, child = map(int, entry.stdout.readline().split())
     assert eventually(lambda: pids.exists() and len(pids.read_text().split()) == 2)
     everybody = [zygote, child, *map(int, pids.read_text().split())]
-    assert all(alive(pid) for pid in everybody)
+    assert all(is_running(pid) for pid in everybody)
     entry.kill()
     entry.wait()
-    assert eventually(lambda: not any(alive(pid) for pid in everybody), 5)
+    assert eventually(lambda: not any(is_running(pid) for pid in everybody), 5)

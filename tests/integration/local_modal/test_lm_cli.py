@@ -16,6 +16,7 @@ import pytest
 from local_modal.testing import LocalModal, wait_until
 from tests.integration.local_modal.command_line import command, environ, local_modal
 from tests.integration.local_modal.conftest import APPS
+from tests.support.processes import is_running
 
 
 @pytest.mark.parametrize(
@@ -139,5 +140,5 @@ def test_a_server_for_one_command_goes_with_it(tmp_path: Path) -> None:
         server = json.loads((tmp_path / "server.json").read_text())["pid"]
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(30) == 130
-    wait_until(lambda: not Path(f"/proc/{server}").exists())
+    wait_until(lambda: not is_running(server))
     assert not (tmp_path / "server.json").exists()

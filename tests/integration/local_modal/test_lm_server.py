@@ -21,6 +21,7 @@ from modal_proto.api_grpc import ModalClientStub
 from local_modal.testing import ControlError, LocalModal, wait_until
 from tests.integration.local_modal.command_line import local_modal
 from tests.integration.local_modal.conftest import client, deploy, modal
+from tests.support.processes import is_running
 
 
 @pytest.mark.parametrize("end", [LocalModal.stop, LocalModal.kill])
@@ -95,7 +96,7 @@ def test_a_stopped_server_leaves_no_container(fresh_local_modal: LocalModal) -> 
     pids = [task["pid"] for task in server.tasks()]
     assert len(pids) == 2
     server.stop()
-    assert not [pid for pid in pids if pid and Path(f"/proc/{pid}").exists()]
+    assert not [pid for pid in pids if pid and is_running(pid)]
     assert not list((server.state_dir / "tasks").iterdir())
 
 

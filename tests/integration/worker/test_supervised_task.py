@@ -20,6 +20,7 @@ from airflow_provider_modal.container.zygote import Child
 from airflow_provider_modal.worker import limits
 from local_modal.testing import wait_until
 from tests.integration.worker.airflow_host import DAGS, AirflowHost, airflow_host, database_of
+from tests.support.processes import is_running
 
 DAG = "worker_dag"
 SUPERVISE = "airflow_provider_modal.worker.af3:supervise"
@@ -209,7 +210,7 @@ def test_cancellation_kills_what_does_not_stop(worker: Worker) -> None:
     pid = task.await_start()["pid"]
     ending = limits.await_end(child, 60, limits.Cancellation(requested=True), grace=0.5)
     assert ending.stopped == "cancelled" and ending.killed
-    assert not _alive(pid)
+    assert not is_running(pid)
     assert task.row["state"] == "running"
 
 
@@ -219,7 +220,7 @@ def test_user_code_does_not_outlive_its_supervisor(worker: Worker) -> None:
     pid = task.await_start()["pid"]
     outcome = child.wait(30)
     assert outcome is not None and outcome.signal == signal.SIGKILL
-    wait_until(lambda: not _alive(pid), 5, "user code has ended")
+    wait_until(lambda: not is_running(pid), 5, "user code has ended")
 
 
 def test_database_away_is_told(worker: Worker, postgres_url: str) -> None:
@@ -236,10 +237,3 @@ def test_database_away_is_told(worker: Worker, postgres_url: str) -> None:
     assert ended["outcome"] == "failed"
     assert "could not start the task" in ended["reason"]
     assert not task.records and task.row["state"] == "queued"
-
-
-def _alive(pid: int) -> bool:
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
-        return False
