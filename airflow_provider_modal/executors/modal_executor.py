@@ -21,7 +21,7 @@ from airflow.utils.state import TaskInstanceState
 
 from airflow_provider_modal import names, wire
 from airflow_provider_modal.errors import ModalflowError
-from airflow_provider_modal.executors import reports, task_call, task_options
+from airflow_provider_modal.executors import task_call, task_options
 from airflow_provider_modal.executors.cancellations import Cancellations
 from airflow_provider_modal.executors.deployed import Deployed
 from airflow_provider_modal.executors.dispatcher import Dispatcher
@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from airflow.models.taskinstance import TaskInstance
     from sqlalchemy.orm import Session
 
-RESULT_AFTER = 15.0
-"""Seconds without a heartbeat (one is due every 5) after which an adopted task's result is looked for."""
+    from airflow_provider_modal.executors.adoption import Adoption
+    from airflow_provider_modal.executors.outcomes import Outcomes
+    from airflow_provider_modal.executors.silence import Silence
 
 _LIVE = (TaskInstanceState.QUEUED, TaskInstanceState.RUNNING)
 
@@ -67,8 +68,11 @@ class ModalExecutor(BaseExecutor):
         self._dispatcher: Dispatcher | None = None
         self._partition = ""
         self._listening = False
-        self._next_look = 0.0
         self._cancellations = Cancellations()
+        # Made by start(): what they do needs Airflow's models and a database.
+        self._silence: Silence | None = None
+        self._outcomes: Outcomes | None = None
+        self._adoption: Adoption | None = None
         self._look_back = False
         """What former schedulers left, besides task instances, is to be looked for."""
 
@@ -88,11 +92,31 @@ class ModalExecutor(BaseExecutor):
             else names.job_partition(self.job_id if self.job_id is not None else uuid.uuid4().hex)
         )
         self._listening = False
-        self._dispatcher = self._make_dispatcher(self._deployed, self._options)
+        self._use(self._make_dispatcher(self._deployed, self._options), self._options)
+        assert self._dispatcher
         self._dispatcher.start()
         if not self._deployed.known:
             self._dispatcher.learn(self._deployed)
         self._look_back = True
+
+    def _use(self, dispatcher: Dispatcher, options: Options) -> None:
+        from airflow_provider_modal.executors.adoption import Adoption
+        from airflow_provider_modal.executors.outcomes import Outcomes
+        from airflow_provider_modal.executors.silence import Silence
+
+        self._dispatcher = dispatcher
+        self._silence = Silence(self.ledger, dispatcher, self.job_id, options.silent_after, self.counters)
+        self._outcomes = Outcomes(
+            self, self.ledger, self._cancellations, self.counters, alive=self._silence.alive
+        )
+        self._adoption = Adoption(
+            self.running,
+            self.ledger,
+            dispatcher,
+            self._silence,
+            after=options.silent_after,
+            serverless=options.serverless,
+        )
 
     def _make_dispatcher(self, deployed: Deployed, options: Options) -> Dispatcher:
         return Dispatcher(Gateway(deployed.resources, options.rpc_timeout), options)
@@ -110,9 +134,9 @@ class ModalExecutor(BaseExecutor):
         self._stop(0.0)
 
     def _stop(self, flush: float) -> None:
-        if self._dispatcher is not None:
+        if self._dispatcher is not None and self._outcomes is not None:
             self._dispatcher.stop(flush)
-            self._apply(self._dispatcher.drain())
+            self._outcomes.apply(self._dispatcher.drain())
             self._cancellations.write()
 
     # For a bounded scheduler.
@@ -155,7 +179,7 @@ class ModalExecutor(BaseExecutor):
         super().queue_workload(workload, session)
 
     def _process_workloads(self, workload_items: Sequence[ExecutorWorkload]) -> None:
-        assert self._deployed and self._dispatcher and self._options, "the executor is not started"
+        assert self._deployed and self._dispatcher and self._options and self._outcomes, "not started"
         for workload in workload_items:
             key = workload.key
             if not self._deployed.known and self._deployed.problem is None:
@@ -167,11 +191,13 @@ class ModalExecutor(BaseExecutor):
             try:
                 submission = task_call.submission(workload, self._deployed, self._options, self._partition)
             except ModalflowError as error:
-                self._fail(key, str(error))
+                self._outcomes.fail(key, str(error))
                 continue
             except Exception as error:
                 self.log.exception("no task call can be made of %s", key)
-                self._fail(key, f"the workload can't be sent to Modal: {type(error).__name__}: {error}")
+                self._outcomes.fail(
+                    key, f"the workload can't be sent to Modal: {type(error).__name__}: {error}"
+                )
                 continue
             self.ledger.open(Flight(submission.call.dispatch, key, last_sign=time.time(), question=True))
             self._dispatcher.submit(submission)
@@ -182,6 +208,7 @@ class ModalExecutor(BaseExecutor):
         """Turn the dispatcher's reports into Airflow's events, and find the dispatches gone silent."""
         if self._dispatcher is None:
             return
+        assert self._outcomes and self._adoption and self._silence
         if not self._listening and len(self.ledger):
             # Only for something that can end: a scheduler that finds nothing to do never talks to Modal. And
             # not before the first heartbeat: adoption precedes it, and an event that came before the adoption
@@ -191,135 +218,10 @@ class ModalExecutor(BaseExecutor):
         if self._look_back:
             self._look_back = False
             self._cancellations.take_over(self._dispatcher)
-            self._adopt_callbacks()
-        self._apply(self._dispatcher.drain())
+            self._adoption.callbacks(self.queued_callbacks.__contains__)
+        self._outcomes.apply(self._dispatcher.drain())
         self._cancellations.write()
-        self._look_for_silent()
-
-    def _apply(self, news: Sequence[reports.Report]) -> None:
-        for report in news:
-            if isinstance(report, reports.Cancelled):
-                self._cancellations.over(report.dispatch)
-                continue
-            flight = self.ledger.current(report.dispatch)
-            if flight is None:
-                if isinstance(report, reports.Ended):
-                    self._ended_elsewhere(report)
-                continue
-            try:
-                self._apply_one(flight, report)
-            except Exception:
-                # Such as a database that went away: the flight stays and is asked about again.
-                self.log.exception("report %s could not be processed", report)
-                flight.question = False
-
-    def _apply_one(self, flight: Flight, report: reports.Report) -> None:
-        if isinstance(report, reports.Submitted):
-            flight.call_id = report.call_id
-            flight.doubtful |= report.doubtful
-            flight.question = False
-            flight.last_sign = time.time()
-            if isinstance(flight.key, TaskInstanceKey):
-                external_id = wire.external_executor_id(flight.dispatch, report.call_id)
-                self.change_state(flight.key, TaskInstanceState.QUEUED, external_id, remove_running=False)
-        elif isinstance(report, reports.NotSubmitted):
-            self._finish(flight, report.reason)
-        elif isinstance(report, reports.Ended):
-            self._ended(flight, report)
-        elif isinstance(report, reports.Unknown):
-            self._settle(flight, report.reason, lost=report.lost)
-        else:
-            flight.question = False
-            flight.last_sign = time.time()
-
-    def _ended(self, flight: Flight, report: reports.Ended) -> None:
-        if report.outcome == "done":
-            # Success of the run, whatever the task's state is: the worker's supervisor has written that.
-            self._finish(flight)
-        elif self._is_copy(flight, report):
-            # The one that runs goes on, and reports itself.
-            flight.question = False
-            flight.last_sign = time.time()
-        elif report.outcome == "failed":
-            self._finish(flight, report.reason)
-        else:
-            self._settle(flight, "its function call found it taken back by Airflow")
-
-    def _is_copy(self, flight: Flight, report: reports.Ended) -> bool:
-        """Whether what ended is a copy that lost, while the other one runs."""
-        if not isinstance(flight.key, TaskInstanceKey):
-            return report.outcome == "obsolete"
-        return flight.doubtful and flight.key in self._fresh()
-
-    def _settle(self, flight: Flight, why: str, *, lost: bool = True) -> None:
-        """Nobody runs this dispatch (any more): let the scheduler queue it again if it still waits for it."""
-        from airflow_provider_modal.executors import database, others
-
-        if not isinstance(flight.key, TaskInstanceKey):
-            failure = others.settle(flight.key, why, lost=lost)
-            if failure is not None:
-                self._finish(flight, failure)
-            else:
-                self._forget(flight)
-            return
-        settlement = database.settle(flight.key, flight.dispatch, why, lost=lost)
-        self.log.info("dispatch %s of %s: %s; %s", flight.dispatch, flight.key, why, settlement)
-        if settlement == "exhausted":
-            self._finish(
-                flight,
-                f"the task was handed to Modal {database.MOST_REQUEUES + 1} times and lost each time, the "
-                f"last time because {why}; look at the App's logs in Modal, then clear the task",
-            )
-        elif settlement == "running":
-            # Its heartbeats are watched by Airflow, which fails it when they stop and so frees the slot.
-            flight.question = False
-            flight.last_sign = time.time()
-        else:
-            self._forget(flight)
-
-    def _forget(self, flight: Flight) -> None:
-        self.ledger.close(flight.key)
-        self.running.discard(flight.key)
-
-    def _finish(self, flight: Flight, failure: str | None = None) -> None:
-        self.ledger.close(flight.key)
-        if failure is None:
-            self.success(flight.key)
-        else:
-            self._fail(flight.key, failure)
-
-    def _fail(self, key: Any, reason: str) -> None:
-        from airflow_provider_modal.executors import others
-
-        others.note_failure(key, reason)
-        self.fail(key, info=reason)
-
-    def _ended_elsewhere(self, report: reports.Ended) -> None:
-        """Something ended that is not on its way here: a callback of a scheduler that is gone, or a copy."""
-        from airflow_provider_modal.executors import others
-
-        callback = others.callback_of(report)
-        if callback is None:
-            self.counters["foreign_events"] += 1
-        elif report.outcome == "done":
-            self.success(callback)
-        else:
-            self.fail(callback, info=report.reason)
-
-    def _adopt_callbacks(self) -> None:
-        """Ask about the callbacks of schedulers that are gone, where all of them are this executor's."""
-        from airflow_provider_modal.executors import others
-
-        assert self._options is not None
-        if not self._options.serverless:
-            return
-        for key in others.callbacks_left_behind(
-            lambda key: key in self.queued_callbacks or self.ledger.of_key(key) is not None
-        ):
-            self.running.add(key)
-            flight = Flight(key.id, key, last_sign=time.time())
-            self.ledger.open(flight)
-            self._ask(flight, modal=True)
+        self._silence.look()
 
     def change_state(self, key: Any, state: Any, info: Any = None, remove_running: bool = True) -> None:
         """Note an event for the scheduler; also called by it, for tasks that it gave up."""
@@ -331,74 +233,18 @@ class ModalExecutor(BaseExecutor):
             self._cancel(key, flight.dispatch, flight.call_id, why)
         super().change_state(key, state, info, remove_running)
 
-    # Silence.
-
-    def _look_for_silent(self) -> None:
-        """Ask about flights that gave no sign for a while; one statement, at most once per interval."""
-        assert self._options is not None
-        now = time.time()
-        after = self._options.silent_after
-        if now < self._next_look or not self.ledger.silent(now, after):
-            return
-        self._next_look = now + after / 4
-        try:
-            self.ledger.touch(self._fresh(), now)
-        except Exception:
-            # Asking Modal about all of them is right as well, only more work.
-            self.log.exception("the database does not tell which tasks are alive")
-        for flight in self.ledger.silent(now, after):
-            self.counters["silent_checks"] += 1
-            self._ask(flight, modal=True)
-
-    def _fresh(self) -> set[TaskInstanceKey]:
-        from airflow_provider_modal.executors import database
-
-        assert self._options is not None
-        return database.fresh(self.job_id, self._options.silent_after)
-
-    def _ask(self, flight: Flight, *, modal: bool) -> None:
-        assert self._dispatcher is not None
-        flight.question = True
-        self._dispatcher.ask(flight.dispatch, flight.call_id, modal=modal)
-
     # Handing over.
 
     def try_adopt_task_instances(self, tis: Sequence[TaskInstance]) -> Sequence[TaskInstance]:
         """Take over what a scheduler that is gone left behind; return what has no dispatch at all.
 
-        Everything with a dispatch occupies a slot at once. Without a recent heartbeat it is asked about in
-        the background, beginning with the result that the worker may have left. Where no function call is
-        known, the task was never handed to Modal, or its scheduler died while it did that: if Airflow still
-        has it ``queued`` it is queued again under a new dispatch, and of the two, should the old one have a
-        function call after all, Airflow's compare-and-set lets one run (see ``database.settle``).
+        Everything with a dispatch occupies a slot at once.
         """
-        from airflow_provider_modal.executors import database
-
-        if self._dispatcher is None or self._options is None:
+        if self._adoption is None:
             return tis
         # Not here: a session of ours would take the task instances out of Airflow's.
         self._look_back = True
-        database.load_signs(tis)
-        left = []
-        now = time.time()
-        for ti in tis:
-            dispatch, call_id = wire.parse_external_executor_id(ti.external_executor_id)
-            if dispatch is None:
-                left.append(ti)
-                continue
-            self.running.add(ti.key)
-            flight = self.ledger.of_key(ti.key)
-            if flight is not None and flight.dispatch == dispatch:
-                continue
-            flight = Flight(dispatch, ti.key, last_sign=database.last_sign(ti), call_id=call_id)
-            self.ledger.open(flight)
-            if not self._options.serverless and ti.queued_by_job_id is not None:
-                self._dispatcher.listen(names.job_partition(ti.queued_by_job_id))
-            silence = now - flight.last_sign
-            # Beating hearts are not asked about: with many tasks, every run would begin with a question each.
-            if call_id is None or silence > RESULT_AFTER:
-                self._ask(flight, modal=silence > self._options.silent_after)
-        return left
+        return self._adoption.task_instances(tis)
 
     def revoke_task(self, *, ti: TaskInstance) -> None:
         """Forget a task instance and cancel its function call, in the background; makes no event."""

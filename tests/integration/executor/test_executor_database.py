@@ -230,8 +230,7 @@ class Adopting:
 
         self.orders: list[tuple[Any, ...]] = []
         self.executor = ModalExecutor(parallelism=4)
-        self.executor._options = Options(serverless=True)
-        self.executor._dispatcher = SimpleNamespace(  # type: ignore[assignment]
+        self.dispatcher = SimpleNamespace(
             ask=lambda dispatch, call_id, modal: self.orders.append((dispatch, call_id, modal)),
             cancel=lambda dispatch, call_id, why: self.orders.append(("cancel", dispatch, call_id)),
             finish_cancel=lambda *order: self.orders.append(("finish", *order)),
@@ -244,6 +243,7 @@ class Adopting:
             session.add(self.runner.job)
             session.flush()
             self.executor.job_id = self.runner.job.id
+        self.executor._use(self.dispatcher, Options(serverless=True))  # type: ignore[arg-type]
 
     def adopt(self) -> int:
         reset: int = self.runner.adopt_or_reset_orphaned_tasks()
@@ -293,7 +293,7 @@ def test_a_dispatch_that_never_reached_modal_goes_back_to_the_scheduler(
     rows.task("queued", "d1")
     adopting.adopt()
     assert adopting.executor.busy
-    adopting.executor._apply([Unknown("d1", "it never reached Modal", lost=False)])
+    adopting.executor._outcomes.apply([Unknown("d1", "it never reached Modal", lost=False)])
     assert rows.now("state") == ("scheduled",)
     assert rows.run("SELECT event FROM log") == [("modal dispatch returned",)]
     assert adopting.executor.slots_occupied == 0
@@ -306,7 +306,7 @@ def test_a_call_that_was_noted_only_in_the_dict_is_written_into_the_row(
 ) -> None:
     rows.task("queued", "d1")
     adopting.adopt()
-    adopting.executor._apply([Submitted("d1", "fc-1"), Alive("d1")])
+    adopting.executor._outcomes.apply([Submitted("d1", "fc-1"), Alive("d1")])
     adopting.process()
     assert rows.now("state", "external_executor_id") == ("queued", "d1/fc-1")
 
@@ -314,7 +314,7 @@ def test_a_call_that_was_noted_only_in_the_dict_is_written_into_the_row(
 def test_a_failure_of_the_infrastructure_reaches_the_user(rows: Rows, adopting: Adopting) -> None:
     rows.task("running", "d1/fc-1", last_heartbeat_at=datetime.now(timezone.utc))
     adopting.adopt()
-    adopting.executor._apply([Ended("d1", "failed", "out of memory: set memory")])
+    adopting.executor._outcomes.apply([Ended("d1", "failed", "out of memory: set memory")])
     adopting.process()
     assert rows.now("state") == ("failed",)
     [(extra,)] = rows.run("SELECT extra FROM log WHERE event = 'state mismatch'")
@@ -327,7 +327,7 @@ def test_an_obsolete_copy_frees_its_slot_and_never_fails_the_task(
 ) -> None:
     rows.task(state, "d1/fc-1", last_heartbeat_at=datetime.now(timezone.utc))
     adopting.adopt()
-    adopting.executor._apply([Ended("d1", "obsolete")])
+    adopting.executor._outcomes.apply([Ended("d1", "obsolete")])
     adopting.process()
     assert rows.now("state") == (left,)
     assert adopting.executor.get_event_buffer() == {}
@@ -338,14 +338,14 @@ def test_of_two_calls_of_one_dispatch_the_loser_does_not_fail_the_task(
 ) -> None:
     rows.task("queued", "d1")
     adopting.adopt()
-    adopting.executor._apply([Submitted("d1", "fc-2", doubtful=True)])
+    adopting.executor._outcomes.apply([Submitted("d1", "fc-2", doubtful=True)])
     # Modal had started fc-1 as well, whose id nobody heard; it runs.
     rows.run("UPDATE task_instance SET state = 'running', last_heartbeat_at = now()")
-    adopting.executor._apply([Ended("d1", "failed", "the container was lost")])
+    adopting.executor._outcomes.apply([Ended("d1", "failed", "the container was lost")])
     adopting.process()
     assert rows.now("state") == ("running",)
     assert adopting.executor.running == {KEY}
-    adopting.executor._apply([Ended("d1", "done")])
+    adopting.executor._outcomes.apply([Ended("d1", "done")])
     assert adopting.executor.slots_occupied == 0
 
 
@@ -380,7 +380,7 @@ def test_a_cancellation_is_finished_by_the_next_scheduler_and_by_no_other(
     successor.executor._cancellations.take_over(successor.executor._dispatcher)  # type: ignore[arg-type]
     assert len(successor.orders) == 1
 
-    successor.executor._apply([Cancelled("d1")])
+    successor.executor._outcomes.apply([Cancelled("d1")])
     successor.executor._cancellations.write()
     third = Adopting()
     third.executor._cancellations.take_over(third.executor._dispatcher)  # type: ignore[arg-type]
@@ -411,9 +411,9 @@ def test_a_callback_goes_from_the_scheduler_to_modal_and_back(rows: Rows, adopti
     assert [str(key) for key in executor.queued_callbacks] == [callback_id]
     assert rows.run("SELECT state FROM callback") == [("queued",)]
     # What is queued here is not adopted as well.
-    executor._adopt_callbacks()
+    executor._adoption.callbacks(executor.queued_callbacks.__contains__)
     assert adopting.orders == []
-    executor._apply([Ended(callback_id, "failed", "it raised", "callback")])
+    executor._outcomes.apply([Ended(callback_id, "failed", "it raised", "callback")])
     adopting.process()
     assert rows.run("SELECT state, output FROM callback") == [("failed", "it raised")]
 
@@ -422,9 +422,9 @@ def test_callbacks_of_a_scheduler_that_is_gone_are_asked_about(rows: Rows, adopt
     queued, running = rows.callback("queued"), rows.callback("running")
     for state in ("pending", "success", "failed"):
         rows.callback(state)
-    adopting.executor._adopt_callbacks()
+    adopting.executor._adoption.callbacks(adopting.executor.queued_callbacks.__contains__)
     assert sorted(adopting.orders) == sorted([(queued, None, True), (running, None, True)])
-    adopting.executor._apply(
+    adopting.executor._outcomes.apply(
         [
             Unknown(queued, "it never reached Modal", lost=False),
             Ended(running, "done"),
@@ -438,8 +438,8 @@ def test_callbacks_of_a_scheduler_that_is_gone_are_asked_about(rows: Rows, adopt
 
 def test_elsewhere_callbacks_may_be_another_executors(rows: Rows, adopting: Adopting) -> None:
     rows.callback("queued")
-    adopting.executor._options = Options(serverless=False)
-    adopting.executor._adopt_callbacks()
+    adopting.executor._use(adopting.dispatcher, Options(serverless=False))  # type: ignore[arg-type]
+    adopting.executor._adoption.callbacks(adopting.executor.queued_callbacks.__contains__)
     assert adopting.orders == []
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_modal.executors.gateway import POLL_SECONDS
 from local_modal.clients import client_environ
 from local_modal.testing import LocalModal
 
@@ -38,9 +39,9 @@ if moment == "polling":
     queue.put("taken by the poll", partition="job-1")
     while queue.len(partition="job-1"):
         time.sleep(0.01)
-began = time.monotonic()
+began = time.time()
 executor.end()
-print(json.dumps({"seconds": time.monotonic() - began, "modal": "modal" in sys.modules}), flush=True)
+print(json.dumps({"began": began, "seconds": time.time() - began, "modal": "modal" in sys.modules}), flush=True)
 gc.collect()
 if way == "like a child of the zygote":
     os._exit(0)
@@ -49,22 +50,21 @@ COMPLAINTS = ("never awaited", "Unclosed", "Traceback", "never retrieved", "not 
 
 
 def _ended(environ: dict[str, str], moment: str, way: str) -> dict[str, Any]:
-    started = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", SCHEDULER, moment, way],
         env={**os.environ, **environ},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=60,
+        timeout=120,
         check=True,
     )
-    seconds = time.monotonic() - started
+    ended = time.time()
     assert not [complaint for complaint in COMPLAINTS if complaint in done.stdout], done.stdout
     result: dict[str, Any] = next(
         json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")
     )
-    return {**result, "in all": seconds}
+    return {**result, "until the process ended": ended - result["began"]}
 
 
 @pytest.mark.parametrize("way", ["like a child of the zygote", "like any process"])
@@ -72,7 +72,8 @@ def _ended(environ: dict[str, str], moment: str, way: str) -> dict[str, Any]:
 def test_the_long_poll_ends_at_once_and_quietly(
     modal_server: LocalModal, settings: pytest.MonkeyPatch, moment: str, way: str
 ) -> None:
-    assert _ended(modal_server.env, moment, way)["seconds"] < 2
+    seconds = _ended(modal_server.env, moment, way)["seconds"]
+    assert seconds < POLL_SECONDS - 5, "waited for the poll's end"
 
 
 def test_a_scheduler_without_anything_to_do_does_not_even_load_modal(
@@ -87,5 +88,4 @@ def test_a_manifest_that_cannot_be_read_is_not_waited_for(settings: pytest.Monke
     with closing(socket.create_server(("127.0.0.1", 0))) as nobody:
         environ = client_environ(f"http://127.0.0.1:{nobody.getsockname()[1]}", "as-unused")
     ended = _ended(environ, "learning", way)
-    assert ended["seconds"] < 2
-    assert ended["in all"] < 25, "the Volume's own deadline is 30 s"
+    assert ended["until the process ended"] < 25, "waited for the Volume's own deadline of 30 s"

@@ -1,0 +1,168 @@
+"""What does a report of the dispatcher mean to Airflow: an event, a task queued again, or nothing?
+
+Used on the scheduler's thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Protocol
+
+from airflow.models.taskinstancekey import TaskInstanceKey
+from airflow.utils.state import TaskInstanceState
+
+from airflow_provider_modal import wire
+from airflow_provider_modal.executors import database, others, reports
+from airflow_provider_modal.executors.cancellations import Cancellations
+from airflow_provider_modal.executors.ledger import Flight, Ledger
+
+log = logging.getLogger(__name__)
+
+
+class Events(Protocol):
+    """The part of an Airflow executor that its scheduler reads: the slots in use, and the event buffer."""
+
+    running: set[Any]
+
+    def success(self, key: Any, info: Any = None) -> None:
+        """Free the slot of ``key`` and note its success."""
+
+    def fail(self, key: Any, info: Any = None) -> None:
+        """Free the slot of ``key`` and note its failure."""
+
+    def change_state(self, key: Any, state: Any, info: Any = None, remove_running: bool = True) -> None:
+        """Note any event about ``key``."""
+
+
+class Outcomes:
+    """Applies reports to an executor.
+
+    :param counters: counts events of dispatches that are none of ours: ``foreign_events``.
+    :param alive: returns the running task instances with a recent heartbeat.
+    """
+
+    def __init__(
+        self,
+        events: Events,
+        ledger: Ledger,
+        cancellations: Cancellations,
+        counters: Counter[str],
+        alive: Callable[[], Collection[TaskInstanceKey]],
+    ) -> None:
+        self._events = events
+        self._ledger = ledger
+        self._cancellations = cancellations
+        self._counters = counters
+        self._alive = alive
+
+    def apply(self, news: Sequence[reports.Report]) -> None:
+        """Apply reports in their order; one that can't be processed doesn't keep back the others."""
+        for report in news:
+            if isinstance(report, reports.Cancelled):
+                self._cancellations.over(report.dispatch)
+                continue
+            flight = self._ledger.current(report.dispatch)
+            if flight is None:
+                if isinstance(report, reports.Ended):
+                    self._ended_elsewhere(report)
+                continue
+            try:
+                self._apply_one(flight, report)
+            except Exception:
+                # Such as a database that went away: the flight stays and is asked about again.
+                log.exception("report %s could not be processed", report)
+                flight.question = False
+
+    def fail(self, key: Any, reason: str) -> None:
+        """Note a failure wherever Airflow looks for it."""
+        others.note_failure(key, reason)
+        self._events.fail(key, info=reason)
+
+    def _apply_one(self, flight: Flight, report: reports.Report) -> None:
+        if isinstance(report, reports.Submitted):
+            flight.call_id = report.call_id
+            flight.doubtful |= report.doubtful
+            _answered(flight)
+            if isinstance(flight.key, TaskInstanceKey):
+                external_id = wire.external_executor_id(flight.dispatch, report.call_id)
+                self._events.change_state(
+                    flight.key, TaskInstanceState.QUEUED, external_id, remove_running=False
+                )
+        elif isinstance(report, reports.NotSubmitted):
+            self._finish(flight, report.reason)
+        elif isinstance(report, reports.Ended):
+            self._ended(flight, report)
+        elif isinstance(report, reports.Unknown):
+            self._settle(flight, report.reason, lost=report.lost)
+        else:
+            _answered(flight)
+
+    def _ended(self, flight: Flight, report: reports.Ended) -> None:
+        if report.outcome == "done":
+            # Success of the run, whatever the task's state is: the worker's supervisor has written that.
+            self._finish(flight)
+        elif self._is_copy(flight, report):
+            # The one that runs goes on, and reports itself.
+            _answered(flight)
+        elif report.outcome == "failed":
+            self._finish(flight, report.reason)
+        else:
+            self._settle(flight, "its function call found it taken back by Airflow")
+
+    def _is_copy(self, flight: Flight, report: reports.Ended) -> bool:
+        """Whether what ended is a copy that lost, while the other one runs."""
+        if not isinstance(flight.key, TaskInstanceKey):
+            return report.outcome == "obsolete"
+        return flight.doubtful and flight.key in self._alive()
+
+    def _settle(self, flight: Flight, why: str, *, lost: bool = True) -> None:
+        """Nobody runs this dispatch (any more): let the scheduler queue it again if it still waits for it."""
+        if not isinstance(flight.key, TaskInstanceKey):
+            failure = others.settle(flight.key, why, lost=lost)
+            if failure is not None:
+                self._finish(flight, failure)
+            else:
+                self._forget(flight)
+            return
+        settlement = database.settle(flight.key, flight.dispatch, why, lost=lost)
+        log.info("dispatch %s of %s: %s; %s", flight.dispatch, flight.key, why, settlement)
+        if settlement == "exhausted":
+            self._finish(
+                flight,
+                f"the task was handed to Modal {database.MOST_REQUEUES + 1} times and lost each time, the "
+                f"last time because {why}; look at the App's logs in Modal, then clear the task",
+            )
+        elif settlement == "running":
+            # Its heartbeats are watched by Airflow, which fails it when they stop and so frees the slot.
+            _answered(flight)
+        else:
+            self._forget(flight)
+
+    def _forget(self, flight: Flight) -> None:
+        self._ledger.close(flight.key)
+        self._events.running.discard(flight.key)
+
+    def _finish(self, flight: Flight, failure: str | None = None) -> None:
+        self._ledger.close(flight.key)
+        if failure is None:
+            self._events.success(flight.key)
+        else:
+            self.fail(flight.key, failure)
+
+    def _ended_elsewhere(self, report: reports.Ended) -> None:
+        """Something ended that is not on its way here: a callback of a scheduler that is gone, or a copy."""
+        callback = others.callback_of(report)
+        if callback is None:
+            self._counters["foreign_events"] += 1
+        elif report.outcome == "done":
+            self._events.success(callback)
+        else:
+            self._events.fail(callback, info=report.reason)
+
+
+def _answered(flight: Flight) -> None:
+    flight.question = False
+    flight.last_sign = time.time()

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from airflow.utils.state import TaskInstanceState
+
+from airflow_provider_modal import wire
+from airflow_provider_modal.executors import reports
+from tests.support.recorded_executor import Executor, ended, key, queued, task_instance, workload
+
+
+def test_the_call_id_is_told_once_modal_has_it(executor: Executor) -> None:
+    [submission] = queued(executor, workload())
+    dispatch = submission.call.dispatch
+    executor.dispatcher.says(reports.Submitted(dispatch, "fc-1"))
+    assert executor.wait_for_event(0)
+    executor.sync()
+    assert executor.get_event_buffer() == {key(): (TaskInstanceState.QUEUED, f"{dispatch}/fc-1")}
+    assert executor.running == {key()}
+    assert not executor.busy and not executor.wait_for_event(0)
+
+
+def test_no_live_event_is_made_without_an_id(executor: Executor) -> None:
+    queued(executor, workload())
+    assert executor.get_event_buffer() == {}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "reason", "event"),
+    [
+        ("done", None, (TaskInstanceState.SUCCESS, None)),
+        ("failed", "out of memory", (TaskInstanceState.FAILED, "out of memory")),
+    ],
+)
+def test_an_end_frees_the_slot_and_is_told(
+    executor: Executor, outcome: wire.Outcome, reason: str | None, event: tuple[Any, Any]
+) -> None:
+    [submission] = queued(executor, workload())
+    executor.dispatcher.says(ended(submission.call.dispatch, outcome, reason))
+    executor.sync()
+    assert executor.get_event_buffer() == {key(): event}
+    assert (executor.slots_occupied, len(executor.ledger)) == (0, 0)
+    # Ends that Airflow is told by us must not cancel what is over.
+    assert executor.dispatcher.of_kind("cancel") == []
+
+
+def test_final_submit_errors_fail_the_task(executor: Executor) -> None:
+    [submission] = queued(executor, workload())
+    executor.dispatcher.says(reports.NotSubmitted(submission.call.dispatch, "not deployed"))
+    executor.sync()
+    assert executor.get_event_buffer() == {key(): (TaskInstanceState.FAILED, "not deployed")}
+    assert executor.slots_occupied == 0
+
+
+def test_events_of_other_dispatches_are_dropped_and_counted(executor: Executor) -> None:
+    [submission] = queued(executor, workload())
+    executor.dispatcher.says(ended("somebody-else"))
+    executor.sync()
+    assert executor.get_event_buffer() == {}
+    assert executor.counters["foreign_events"] == 1
+    executor.dispatcher.says(
+        ended(submission.call.dispatch), ended(submission.call.dispatch, "failed", "late")
+    )
+    executor.sync()
+    assert executor.get_event_buffer() == {key(): (TaskInstanceState.SUCCESS, None)}
+    assert executor.counters["foreign_events"] == 2
+
+
+def test_a_second_dispatch_of_the_same_try_outlives_the_end_of_the_first(executor: Executor) -> None:
+    # A deferred task comes back under the same key, possibly before the end of its first half is heard of.
+    [first] = queued(executor, workload())
+    [second] = queued(executor, workload())
+    executor.dispatcher.says(ended(first.call.dispatch))
+    executor.sync()
+    assert executor.get_event_buffer() == {}
+    assert executor.running == {key()}
+    executor.dispatcher.says(ended(second.call.dispatch))
+    executor.sync()
+    assert executor.slots_occupied == 0
+    assert list(executor.get_event_buffer()) == [key()]
+
+
+def test_a_revoked_task_is_forgotten_and_cancelled_without_an_event(executor: Executor) -> None:
+    [submission] = queued(executor, workload())
+    dispatch = submission.call.dispatch
+    executor.dispatcher.says(reports.Submitted(dispatch, "fc-1"))
+    executor.sync()
+    executor.get_event_buffer()
+    executor.revoke_task(ti=task_instance(external_executor_id=f"{dispatch}/fc-1"))
+    executor.dispatcher.says(ended(dispatch, "failed", "cancelled"))
+    executor.sync()
+    assert executor.dispatcher.of_kind("cancel") == [(dispatch, "fc-1")]
+    assert executor.get_event_buffer() == {}
+    executor.dispatcher.says(reports.Cancelled(dispatch), reports.Cancelled("somebody-else"))
+    executor.sync()
+    assert [(event, of, text.partition(":")[0]) for event, of, text in executor.events] == [
+        ("modal call cancelled", key(), f"{dispatch}/fc-1"),
+        ("modal call ended", key(), dispatch),
+    ]
+    assert executor.slots_occupied == 0
+
+
+def test_a_revoked_task_that_is_not_under_way_is_cancelled_by_its_id(executor: Executor) -> None:
+    executor.revoke_task(ti=task_instance(external_executor_id="d1/fc-9"))
+    assert executor.dispatcher.of_kind("cancel") == [("d1", "fc-9")]
+
+
+def test_a_task_that_the_scheduler_gave_up_is_cancelled(executor: Executor) -> None:
+    [submission] = queued(executor, workload())
+    executor.change_state(key(), TaskInstanceState.FAILED)  # as for a missing heartbeat
+    assert executor.dispatcher.of_kind("cancel") == [(submission.call.dispatch, None)]
+    assert (executor.slots_occupied, len(executor.ledger)) == (0, 0)
