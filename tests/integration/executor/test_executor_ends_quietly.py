@@ -41,7 +41,8 @@ if moment == "polling":
         time.sleep(0.01)
 began = time.time()
 executor.end()
-print(json.dumps({"began": began, "seconds": time.time() - began, "modal": "modal" in sys.modules}), flush=True)
+ended = {"began": began, "seconds": time.time() - began, "modal": "modal" in sys.modules}
+print(json.dumps(ended), flush=True)
 gc.collect()
 if way == "like a child of the zygote":
     os._exit(0)
