@@ -21,6 +21,7 @@ NEW_TOKEN = "run `modal token new`, or set MODAL_TOKEN_ID and MODAL_TOKEN_SECRET
 def passing_errors() -> tuple[type[Exception], ...]:
     """Return the exception classes of calls that may succeed when they are repeated."""
     import aiohttp
+    from grpclib.exceptions import StreamTerminatedError
     from modal import exception
 
     return (
@@ -28,6 +29,8 @@ def passing_errors() -> tuple[type[Exception], ...]:
         exception.InternalError,
         exception.ResourceExhaustedError,
         exception.ServiceError,
+        # The SDK repeats a call whose stream breaks off, and lets the last of these errors through as it is.
+        StreamTerminatedError,
         aiohttp.ClientError,
         builtins.ConnectionError,
         socket.gaierror,

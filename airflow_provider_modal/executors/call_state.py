@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_modal import wire
+from airflow_provider_modal.modal_errors import passing_errors
 
 if TYPE_CHECKING:
     import modal
@@ -69,9 +70,7 @@ async def state_of(call_id: str) -> CallState:
         if not text or "cancel" in text.lower() or "terminat" in text.lower():
             return _cancelled(call_id, text)
         return _failed(error)
-    except (exception.ConnectionError, exception.ServiceError, exception.ResourceExhaustedError):
-        raise
-    except (exception.AuthError, exception.InternalError, exception.ClientClosed, OSError):
+    except (*passing_errors(), exception.AuthError, exception.ClientClosed, OSError):
         raise
     except Exception as error:
         return _failed(error)

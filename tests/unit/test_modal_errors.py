@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from grpclib.exceptions import StreamTerminatedError
 from modal import exception
 
 from airflow_provider_modal.errors import ConfigError, UnreachableError
@@ -16,6 +17,7 @@ from airflow_provider_modal.modal_errors import translated
         exception.ServiceError("unavailable"),
         exception.InternalError("oops"),
         exception.ResourceExhaustedError("slow down"),
+        StreamTerminatedError("reset by remote party"),
         ConnectionResetError("reset"),
         asyncio.TimeoutError(),
         TimeoutError(),

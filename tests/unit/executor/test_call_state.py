@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from grpclib.exceptions import StreamTerminatedError
 from modal import exception
 
 from airflow_provider_modal import wire
@@ -67,7 +68,13 @@ def test_a_call_that_modal_does_not_know_is_over_and_unknown(monkeypatch: pytest
 
 
 @pytest.mark.parametrize(
-    "error", [exception.ConnectionError("away"), exception.InternalError("oops"), OSError("broken")]
+    "error",
+    [
+        exception.ConnectionError("away"),
+        exception.InternalError("oops"),
+        OSError("broken"),
+        StreamTerminatedError("reset by remote party"),
+    ],
 )
 def test_no_answer_is_no_news(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     with pytest.raises(type(error)):
