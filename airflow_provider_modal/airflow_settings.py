@@ -30,6 +30,8 @@ DEPLOYMENT = "MODALFLOW_DEPLOYMENT"
 """Another value for each deployment (see ``app.build_app``)."""
 VOLUME_PATH = "MODALFLOW_VOLUME_PATH"
 """Where the Volume is mounted."""
+DISPATCH = "MODALFLOW_DISPATCH"
+"""In a task's process: the dispatch that it runs, as in the task's log and ``external_executor_id``."""
 
 ROLES = ("tick", "scheduler", "worker", "control")
 DEFAULT_VOLUME_PATH = "/vol"

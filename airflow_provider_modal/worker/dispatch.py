@@ -215,7 +215,7 @@ class _Run:
         if not verdict.run:
             return "failed", self._lost(verdict)
         self._refresh_mount()
-        env = {**self.call.env, **self._dag_version()}
+        env = {**self.call.env, **self._dag_version(), airflow_settings.DISPATCH: self.call.dispatch}
         self.zygote.ready()
         if self.cancelled.requested:
             return "failed", self._cancelled()
