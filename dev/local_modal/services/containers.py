@@ -23,7 +23,7 @@ class ContainerService(Service):
         return await self.server.desk.heartbeat(container_caller())
 
     async def FunctionGetInputs(self, request: api.FunctionGetInputsRequest) -> api.FunctionGetInputsResponse:
-        return await self.server.desk.next_inputs(container_caller())
+        return await self.server.desk.next_inputs(container_caller(), request.input_concurrency)
 
     async def FunctionPutOutputs(self, request: api.FunctionPutOutputsRequest) -> Empty:
         task_id = container_caller()

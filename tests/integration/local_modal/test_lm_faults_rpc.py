@@ -76,6 +76,21 @@ def test_the_sdk_repeats_a_call_and_the_function_runs_once(
     assert sdk.dict()[key] == 1
 
 
+@pytest.mark.parametrize("fault", ["lose", "twice"])
+def test_an_input_that_a_container_never_heard_of_is_handed_out_again(
+    isolated_server: LocalModal, sdk: Sdk, fault: str
+) -> None:
+    """What the SDK says of Modal: its lease expires, and the same attempt is delivered once more."""
+    attempts = sdk.function("attempts")
+    attempts.remote(unique("warm"), 1, "")
+    key = unique("unheard")
+    with isolated_server.fault(fault, rpc="FunctionGetInputs", function="attempts", count=1) as struck:
+        for number in range(3):
+            assert attempts.remote(f"{key}-{number}", 1, "")[0] == 1
+        assert struck.struck == 1
+    assert [sdk.dict()[f"{key}-{number}"] for number in range(3)] == [1, 1, 1]
+
+
 def test_a_call_executed_twice_without_regard_to_its_key_runs_twice(
     isolated_server: LocalModal, sdk: Sdk
 ) -> None:
