@@ -1,4 +1,4 @@
-"""grpclib's server with one write per turn of the event loop.
+"""grpclib's server with one write per turn of the event loop, and with connections that stay small.
 
 grpclib writes the headers, the message and the trailers of an answer one by one. Each write is a system call
 here and a wake-up of the client there: together they take longer than serving the call.
@@ -11,13 +11,23 @@ from typing import Any, cast
 
 import grpclib.server
 from grpclib.protocol import H2Protocol
+from h2.connection import H2Connection
 
 PENDING_MAX = 64 * 1024
 """More bytes than this are written at once, so that flow control sees large answers as they grow."""
+CLOSED_STREAMS_KEPT = 1_000
+"""Streams of a connection of which is known how they were closed, for frames that were on their way then.
+h2's own limit of 65,536 takes 7 MB for each connection, and a container has its own for as long as it lives.
+"""
 
 
 class GrpcServer(grpclib.server.Server):
     """Serves as grpclib's own does."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Of the class, as grpclib makes the connections and nothing leads to its choice.
+        H2Connection.MAX_CLOSED_STREAMS = CLOSED_STREAMS_KEPT
 
     def _protocol_factory(self) -> H2Protocol:
         return _joining(super()._protocol_factory())

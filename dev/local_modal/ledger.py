@@ -2,10 +2,10 @@
 server.
 
 What is kept is bounded. Unfinished inputs: by the quotas on what a function may have pending. Finished calls:
-by age (the documented life of results), by number and by the bytes of their results; what was awaited goes
-before what was spawned, the longest finished first. Of an expired call only the id is remembered, so that its
-caller learns that it came too late and not that there never was such a call; the number of those is bounded,
-too.
+by age (the documented life of results), by number and by the bytes of their results; what was awaited and has
+been read goes before what was spawned, the longest finished first. Of an expired call only the id is
+remembered, so that its caller learns that it came too late and not that there never was such a call; the
+number of those is bounded, too.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 CALLS, INPUTS = "calls", "inputs"
 EXPIRED_KEPT = 50_000
 """Ids of expired calls; about 10 MB."""
-CALL_OVERHEAD, INPUT_OVERHEAD = 1_000, 3_600
-"""Bytes that a finished call and each of its inputs take beside their results: measured over 50,000 inputs of
-maps."""
+CALL_OVERHEAD, INPUT_OVERHEAD = 700, 2_400
+"""Bytes that a finished call and each of its inputs take beside their results, as measured."""
+READ_SECONDS = 60.0
+"""What was awaited is taken for read when it ended so long ago."""
 
 
 class Ledger:
@@ -139,8 +140,7 @@ class Ledger:
         call = item.call
         item.output = output
         self._server.stats.input_ended(call.function_id, output.result.status)
-        # Arguments may be large, and nobody needs them any more; but a blob has to be removed some time.
-        item.payload = api.FunctionInput(args_blob_id=item.payload.args_blob_id)
+        item.forget_arguments(item.payload.args_blob_id)
         self.keep(item)
         call.finished.append(item)
         call.notify()
@@ -160,11 +160,19 @@ class Ledger:
         ):
             while finished and (first := next(iter(finished.items())))[1] + lifetime <= now:
                 self._forget(first[0])
-        while (
-            len(self._awaited) + len(self._spawned) > quotas.finished_calls
-            or self.finished_bytes > quotas.finished_bytes
+        while (kept := len(self._awaited) + len(self._spawned)) > quotas.finished_calls or (
+            kept > 1 and self.finished_bytes > quotas.finished_bytes
         ):
-            self._forget(next(iter(self._awaited or self._spawned)))
+            self._forget(self._next_to_go(now))
+
+    def _next_to_go(self, now: float) -> str:
+        """The finished call that is missed least: what was awaited before what was spawned, but not before it
+        could be read. Spawned calls alone may be as many as are kept.
+        """
+        first = [next(iter(finished.items())) for finished in (self._awaited, self._spawned) if finished]
+        if self._awaited and first[0][1] + READ_SECONDS <= now:
+            return first[0][0]
+        return min(first, key=lambda ended: ended[1])[0]
 
     def _finished(self, call: Call) -> OrderedDict[str, float]:
         return self._spawned if call.spawned else self._awaited

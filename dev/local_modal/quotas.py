@@ -36,8 +36,10 @@ class Quotas:
     """The same for `remote` and `map`, whose caller waits for it. Assumption: Modal names no figure."""
     finished_calls: int = 20_000
     """Finished calls that this server keeps at most, whatever their age. Modal has no such limit."""
-    finished_bytes: int = 256 * 2**20
-    """Bytes of results and streams that it keeps at most. Modal has no such limit."""
+    finished_bytes: int = 128 * 2**20
+    """Bytes of memory that finished calls take at most: their results, streams and records. The one that
+    ended last stays in any case. Modal has no such limit.
+    """
 
     @classmethod
     def parse(cls, assignments: Iterable[str]) -> Quotas:

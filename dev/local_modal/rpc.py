@@ -155,35 +155,34 @@ class _AnswerCache:
     def __init__(self, kept: int, kept_bytes: int) -> None:
         self._kept = kept
         self._kept_bytes = kept_bytes
-        self._sizes: dict[tuple[str, str], int] = {}
         self._bytes = 0
-        self._answers: OrderedDict[tuple[str, str], asyncio.Task[Any]] = OrderedDict()
+        self._running: dict[tuple[str, str], asyncio.Task[Message]] = {}
+        # Serialized: a message takes several times as much, and its task holds on to who called.
+        self._answers: OrderedDict[tuple[str, str], tuple[type[Message], bytes]] = OrderedDict()
 
-    async def run(self, key: tuple[str, str], execute: Callable[[], Awaitable[Any]]) -> Any:
-        task = self._answers.get(key)
+    async def run(self, key: tuple[str, str], execute: Callable[[], Awaitable[Message]]) -> Message:
+        answer = self._answers.get(key)
+        if answer is not None:
+            message_type, data = answer
+            return message_type.FromString(data)
+        task = self._running.get(key)
         if task is None:
-            task = asyncio.ensure_future(execute())
-            self._answers[key] = task
-            self._trim()
+            task = self._running[key] = asyncio.ensure_future(execute())
             task.add_done_callback(lambda done: self._ended(key, done))
         # Shielded: when the connection drops, the execution goes on, and the repeat finds its answer.
         return await asyncio.shield(task)
 
-    def _ended(self, key: tuple[str, str], task: asyncio.Task[Any]) -> None:
-        failed = task.cancelled() or task.exception() is not None
-        if self._answers.get(key) is not task:
+    def _ended(self, key: tuple[str, str], task: asyncio.Task[Message]) -> None:
+        del self._running[key]
+        if task.cancelled() or task.exception() is not None:
             return
-        if failed:
-            del self._answers[key]
-            return
-        self._sizes[key] = size = task.result().ByteSize()
-        self._bytes += size
-        self._trim()
-
-    def _trim(self) -> None:
+        reply = task.result()
+        data = reply.SerializeToString()
+        self._answers[key] = type(reply), data
+        self._bytes += len(data)
         while len(self._answers) > self._kept or self._bytes > self._kept_bytes:
-            key, _ = self._answers.popitem(last=False)
-            self._bytes -= self._sizes.pop(key, 0)
+            _, (_, oldest) = self._answers.popitem(last=False)
+            self._bytes -= len(oldest)
 
 
 class Dispatcher:

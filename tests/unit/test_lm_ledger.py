@@ -10,7 +10,7 @@ from modal_proto import api_pb2 as api
 
 from local_modal.calls import Call
 from local_modal.clock import SystemClock
-from local_modal.ledger import CALLS, INPUTS, Ledger
+from local_modal.ledger import CALLS, INPUTS, READ_SECONDS, Ledger
 from local_modal.quotas import DAY, Quotas
 from local_modal.rpc import RpcError
 from local_modal.server import Options, Server
@@ -65,6 +65,7 @@ def test_too_many_finished_calls_go_the_awaited_ones_first(world: World) -> None
         world.call(number, SPAWNED)
     for number in range(80, 180):
         world.call(number, AWAITED)
+        world.clock.advance(READ_SECONDS)
     assert len(world.ledger.calls) == len(world.ledger.inputs) == 100
     assert all(f"fc-{number}" in world.ledger.calls for number in range(80))
     assert f"fc-{179}" in world.ledger.calls and world.ledger.has_expired("fc-80")
@@ -73,11 +74,27 @@ def test_too_many_finished_calls_go_the_awaited_ones_first(world: World) -> None
     assert list(world.ledger.calls) == [f"fc-{number}" for number in range(200, 300)]
 
 
+def test_what_is_awaited_can_be_read_though_the_spawned_ones_are_as_many_as_are_kept(world: World) -> None:
+    world.server.quotas.finished_calls = 3
+    for number in range(3):
+        world.call(number, SPAWNED)
+    for number in range(3, 5):
+        world.call(number, AWAITED)
+    assert list(world.ledger.calls) == ["fc-2", "fc-3", "fc-4"]
+    world.clock.advance(READ_SECONDS)
+    world.call(5, SPAWNED)
+    assert list(world.ledger.calls) == ["fc-2", "fc-4", "fc-5"]
+
+
 def test_large_results_are_bounded_by_their_bytes(world: World) -> None:
     world.server.quotas.finished_bytes = 10_000_000
     for number in range(30):
         world.call(number, size=1_000_000)
     assert len(world.ledger.calls) == 9 and world.ledger.finished_bytes <= 10_000_000
+    world.call(30, AWAITED, size=11_000_000)
+    assert list(world.ledger.calls) == ["fc-30"], "its caller is about to read it"
+    world.call(31)
+    assert list(world.ledger.calls) == ["fc-31"]
 
 
 def test_a_call_that_goes_on_is_not_forgotten(world: World) -> None:
