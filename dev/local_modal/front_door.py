@@ -64,7 +64,7 @@ class FrontDoor:
             if RESULT_PARAMETER in request.query:
                 return await self._result(request, request.query[RESULT_PARAMETER])
             if is_handshake(request):
-                variant = await self._variant(request)
+                variant = self._variant(request)
                 return await serve_websocket(
                     self._server, variant, self._method_name, request, self._deadline()
                 )
@@ -77,17 +77,14 @@ class FrontDoor:
         except ClientGone:
             return _abort(request)
 
-    async def _variant(self, request: web.BaseRequest) -> str:
+    def _variant(self, request: web.BaseRequest) -> str:
         """The function to call: for a class with parameters the variant that the query asks for."""
         function_id = self._function_id()
         schema = self._server.functions.resolve(function_id).definition.class_parameter_info.schema
         if not self._method_name or not schema:
             return function_id
         parameters = serialized_parameters(schema, request.query)
-        bound = await self._server.functions.FunctionBindParams(
-            api.FunctionBindParamsRequest(function_id=function_id, serialized_params=parameters)
-        )
-        return bound.bound_function_id
+        return self._server.functions.bind_for_web(function_id, parameters)
 
     def _config(self) -> api.WebhookConfig:
         definition = self._server.functions.resolve(self._function_id()).definition
@@ -114,7 +111,7 @@ class FrontDoor:
         if (request.content_length or 0) > MAX_BODY_BYTES:
             return _too_large()
         deadline = self._deadline()
-        variant = await self._variant(request)
+        variant = self._variant(request)
         call = WebCall(self._server, variant, self._method_name, _scope(request))
         pump = asyncio.ensure_future(pump_body(request, call, MAX_BODY_BYTES))
         pump.add_done_callback(_seen)

@@ -38,6 +38,7 @@ from local_modal.services.inspection import InspectionService
 from local_modal.services.logs import LogService
 from local_modal.services.mounts import MountService
 from local_modal.services.queues import QueueService
+from local_modal.services.scaling import ScalingService
 from local_modal.services.schedules import ScheduleService
 from local_modal.services.secrets import SecretService
 from local_modal.services.status import StatusService
@@ -134,6 +135,7 @@ class Server:
         self.images = ImageService(self)
         self.logs = LogService(self)
         self.functions = FunctionService(self)
+        self.scaling = ScalingService(self)
         self.apps = AppService(self)
         self.web_functions = WebFunctionService(self)
         self.calls = CallService(self)
@@ -157,6 +159,7 @@ class Server:
             "images": self.images,
             "logs": self.logs,
             "functions": self.functions,
+            "scaling": self.scaling,
             "apps": self.apps,
             "web_functions": self.web_functions,
             "calls": self.calls,

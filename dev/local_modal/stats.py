@@ -54,3 +54,7 @@ class Stats:
             count.cancelled += 1
         else:
             count.failed += 1
+
+    def forget(self, function_id: str) -> None:
+        """The function or variant is gone."""
+        self.functions.pop(function_id, None)

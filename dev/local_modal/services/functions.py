@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from grpclib.const import Status
 from modal_proto import api_pb2 as api
 
 from local_modal import ids, web_server
+from local_modal.function_handles import function_handle
 from local_modal.model import App, FunctionRecord
 from local_modal.rpc import RpcError, Service, build
 from local_modal.scheduler import PoolKey, PoolSettings
 from local_modal.unsupported import refuse_unsupported
+from local_modal.variant_records import VariantRecords
 from local_modal.variants import Derived, apply_options
 
 log = logging.getLogger(__name__)
 
-FUNCTIONS, CLASSES, VARIANTS, STAGED_CLASSES = "functions", "classes", "variants", "staged_classes"
+FUNCTIONS, CLASSES, STAGED_CLASSES = "functions", "classes", "staged_classes"
 
 
 @dataclass(frozen=True)
@@ -37,9 +40,7 @@ class Resolved:
 
 
 class FunctionService(Service):
-    """FunctionPrecreate, -Create, -Get, -BindParams, scaling settings, Class*; and `resolve` for the
-    engine.
-    """
+    """FunctionPrecreate, -Create, -Get, -BindParams, Class*; and `resolve` for the engine."""
 
     async def start(self) -> None:
         store = self.server.store
@@ -52,9 +53,7 @@ class FunctionService(Service):
             key: api.ClassHandleMetadata.FromString(data) for key, data in store.load(STAGED_CLASSES).items()
         }
         """Created since their app was published."""
-        self._variants = {
-            key: api.FunctionBindParamsRequest.FromString(data) for key, data in store.load(VARIANTS).items()
-        }
+        self._variants = VariantRecords(store, self.server.clock)
 
     # -- for the other services
 
@@ -77,7 +76,7 @@ class FunctionService(Service):
     def definitions(self) -> list[api.Function]:
         """All functions and variants that containers may be started for, now or after the next publish."""
         found = [d for record in self.records.values() for d in (record.definition, record.staged) if d]
-        for bound in self._variants.values():
+        for bound in self._variants.all():
             record = self.records.get(bound.function_id)
             if record is not None and record.definition is not None:
                 found.append(apply_options(record.definition, bound.function_options))
@@ -94,13 +93,33 @@ class FunctionService(Service):
 
     def variants_of(self, function_id: str) -> dict[str, api.FunctionBindParamsRequest]:
         """The variants that have been made of a function, by their ids."""
-        return {key: bound for key, bound in self._variants.items() if bound.function_id == function_id}
+        return self._variants.of(function_id)
 
     def app_of(self, function_id: str) -> str:
         """The app id of a function or variant, "" if unknown."""
         bound = self._variants.get(function_id)
         record = self.records.get(bound.function_id if bound else function_id)
         return record.app_id if record else ""
+
+    def bind_for_web(self, function_id: str, serialized_params: bytes) -> str:
+        """The variant of a class with these parameters, for a web request that is about to call it.
+
+        Raises:
+            RpcError: NOT_FOUND.
+        """
+        base = self.resolve(function_id)
+        request = api.FunctionBindParamsRequest(function_id=function_id, serialized_params=serialized_params)
+        return self._variants.bind(request, durable=base.app.deployed, web=True)
+
+    def sweep(self) -> None:
+        """Remove the variants of web requests that weren't used for a day and that nothing refers to."""
+        engine = self.server.engine
+        needed = {call.function_id for call in engine.ledger.calls.values()}
+        needed.update(key.function_id for key in engine.scheduler.pools)
+        needed.update(task.function_id for task in engine.tasks.values())
+        for record in self.records.values():
+            needed.update(record.autoscaler)
+        self._gone(self._variants.sweep(needed))
 
     def ensure_pool(self, function_id: str) -> PoolKey:
         """The pool where inputs of this function or variant are queued now.
@@ -207,12 +226,13 @@ class FunctionService(Service):
     def _drop(self, record: FunctionRecord) -> None:
         self.server.web_functions.close(record.function_id)
         del self.records[record.function_id]
-        self._derived.forget(record.function_id)
         self.server.store.delete(FUNCTIONS, record.function_id)
-        for variant_id in [k for k, b in self._variants.items() if b.function_id == record.function_id]:
-            del self._variants[variant_id]
-            self._derived.forget(variant_id)
-            self.server.store.delete(VARIANTS, variant_id)
+        self._gone([record.function_id, *self._variants.forget_of(record.function_id)])
+
+    def _gone(self, function_ids: Iterable[str]) -> None:
+        for function_id in function_ids:
+            self._derived.forget(function_id)
+            self.server.stats.forget(function_id)
 
     def layout(self, app: App) -> api.AppLayout:
         """The objects of an app as the SDK and its containers need them."""
@@ -277,43 +297,10 @@ class FunctionService(Service):
         """Note what the SDK shall know of a function after the next publish. For a deployed app it is written
         down: the SDK may publish after a restart of the server.
         """
-        record.staged_handle = handle = self._handle(record, source)
+        record.staged_handle = handle = function_handle(record, source)
         self.server.web_functions.assign(app, handle, record.function_id, source)
         if app.deployed:
             self.keep(record)
-        return handle
-
-    def _handle(
-        self, record: FunctionRecord, source: api.FunctionPrecreateRequest | api.Function
-    ) -> api.FunctionHandleMetadata:
-        formats = {
-            "supported_input_formats": source.supported_input_formats,
-            "supported_output_formats": source.supported_output_formats,
-        }
-        handle = api.FunctionHandleMetadata(
-            function_name=source.function_name,
-            function_type=source.function_type,
-            # AppPublish sends it back.
-            definition_id=ids.derived_id(ids.DEFINITION, record.function_id),
-            app_id=record.app_id,
-            function_schema=source.function_schema,
-            **formats,
-        )
-        if isinstance(source, api.Function) and source.is_class:
-            handle.class_parameter_info.CopyFrom(source.class_parameter_info)
-        for name, method in source.method_definitions.items():
-            # Without use_method_name the method's name is lost and its container can't find it.
-            handle.method_handle_metadata[name].CopyFrom(
-                api.FunctionHandleMetadata(
-                    function_name=method.function_name,
-                    function_type=method.function_type,
-                    is_method=True,
-                    use_method_name=name,
-                    function_schema=method.function_schema,
-                    supported_input_formats=method.supported_input_formats,
-                    supported_output_formats=method.supported_output_formats,
-                )
-            )
         return handle
 
     async def ClassCreate(self, request: api.ClassCreateRequest) -> api.ClassCreateResponse:
@@ -363,14 +350,7 @@ class FunctionService(Service):
         base = self.resolve(request.function_id)
         if request.HasField("function_options"):
             refuse_unsupported(apply_options(base.definition, request.function_options))
-        # The same request must give the same id: it decides which containers are shared.
-        key = api.FunctionBindParamsRequest.FromString(request.SerializeToString())
-        key.ClearField("auth_secret")
-        variant_id = ids.derived_id(ids.FUNCTION, key.SerializeToString(deterministic=True))
-        if variant_id not in self._variants:
-            self._variants[variant_id] = key
-            if base.app.deployed:
-                self.server.store.put(VARIANTS, variant_id, key.SerializeToString())
+        variant_id = self._variants.bind(request, durable=base.app.deployed, web=False)
         handle = api.FunctionHandleMetadata.FromString(base.record.handle.SerializeToString())
         if "base_function_id" in handle.DESCRIPTOR.fields_by_name:  # not before modal 1.6
             handle.base_function_id = request.function_id
@@ -382,35 +362,6 @@ class FunctionService(Service):
         definition = self.resolve(request.function_id).definition
         return api.FunctionGetSerializedResponse(
             function_serialized=definition.function_serialized, class_serialized=definition.class_serialized
-        )
-
-    # -- scaling
-
-    async def FunctionUpdateSchedulingParams(
-        self, request: api.FunctionUpdateSchedulingParamsRequest
-    ) -> api.FunctionUpdateSchedulingParamsResponse:
-        resolved = self.resolve(request.function_id)
-        settings = api.AutoscalerSettings.FromString(
-            resolved.definition.autoscaler_settings.SerializeToString()
-        )
-        if resolved.autoscaler is not None:
-            settings.MergeFrom(resolved.autoscaler)
-        settings.MergeFrom(request.settings)
-        resolved.record.autoscaler[resolved.function_id] = settings
-        if resolved.app.deployed:
-            self.server.store.put(FUNCTIONS, resolved.record.function_id, resolved.record.to_bytes())
-        self.ensure_pool(request.function_id)
-        self.server.engine.kick()
-        return build(api.FunctionUpdateSchedulingParamsResponse, current_settings=settings)
-
-    async def FunctionGetCurrentStats(self, request: api.FunctionGetCurrentStatsRequest) -> api.FunctionStats:
-        pool = self.server.engine.scheduler.pools.get(self.ensure_pool(request.function_id))
-        if pool is None:
-            return api.FunctionStats()
-        return api.FunctionStats(
-            backlog=len(pool.queue),
-            num_total_tasks=len(pool.slots),
-            num_running_inputs=sum(len(slot.running) for slot in pool.slots.values()),
         )
 
 

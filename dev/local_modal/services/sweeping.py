@@ -1,5 +1,6 @@
-"""What nothing refers to any more is removed, so that a state directory doesn't grow with every deployment:
-blobs, images, mounts, the files in them, and the directories in which they were laid out.
+"""What nothing refers to any more is removed, so that a server and its state directory don't grow with every
+deployment and request: expired calls, variants of web requests, blobs, images, mounts, the files in them, and
+the directories in which they were laid out.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ INTERVAL = 600.0
 
 
 class SweepService(Service):
-    """Sweeps regularly. All times here are the machine's own, as those of the files are."""
+    """Sweeps regularly. All times here are the machine's own, as those of the files are; calls and variants
+    go by the server's clock.
+    """
 
     async def start(self) -> None:
         self._sweeper = asyncio.ensure_future(self._sweep_regularly())
@@ -26,6 +29,8 @@ class SweepService(Service):
 
     async def sweep(self, now: float) -> None:
         """Remove everything that nothing refers to and that wasn't used lately."""
+        self.server.engine.ledger.expire()
+        self.server.functions.sweep()
         await self.server.blobs.sweep(now)
         definitions = self.server.functions.definitions()
         kept_images = self.server.images.sweep({definition.image_id for definition in definitions}, now)
