@@ -6,6 +6,7 @@ keys of the state Dict, partitions of the event Queue, folders of the Volume.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 
@@ -105,9 +106,24 @@ def task_function(profile: str) -> str:
     return f"{EXECUTE_TASK}_{profile}"
 
 
-def job_partition(job_id: int | str) -> str:
-    """Return the partition of the event Queue that the scheduler with this Airflow job id reads."""
-    return f"job-{job_id}"
+def job_partition(job_id: int | str, team: str | None = None) -> str:
+    """Return the partition of the event Queue that the scheduler with this Airflow job id reads.
+
+    :param team: whose executor reads it: a scheduler has one for each team, maybe in the same environment.
+    """
+    return f"job-{job_id}{_of_team(team)}"
+
+
+def scheduler_partition(team: str | None = None) -> str:
+    """Return the partition of the event Queue that a serverless scheduler reads; see ``job_partition``."""
+    return f"{SCHEDULER_PARTITION}{_of_team(team)}"
+
+
+def _of_team(team: str | None) -> str:
+    """Return what a team adds to a partition's name, of which Modal allows 64 characters."""
+    if team is None:
+        return ""
+    return f"-{team}" if len(team) <= 32 else f"-{hashlib.sha256(team.encode()).hexdigest()[:32]}"
 
 
 def call_key(dispatch: str) -> str:

@@ -27,7 +27,8 @@ class Adoption:
 
     :param running: the executor's slots in use; what is taken over occupies one at once.
     :param after: seconds without a sign after which Modal is asked about a task instance.
-    :param serverless: all schedulers share one partition, and all callbacks are this executor's.
+    :param serverless: all schedulers share one partition.
+    :param team: whose executor it is.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Adoption:
         *,
         after: float,
         serverless: bool,
+        team: str | None,
     ) -> None:
         self._running = running
         self._ledger = ledger
@@ -46,6 +48,7 @@ class Adoption:
         self._silence = silence
         self._after = after
         self._serverless = serverless
+        self._team = team
 
     def task_instances(self, tis: Sequence[TaskInstance]) -> list[TaskInstance]:
         """Take over what has a dispatch; return what has none.
@@ -71,7 +74,7 @@ class Adoption:
             flight = Flight(dispatch, ti.key, last_sign=database.last_sign(ti), call_id=call_id)
             self._ledger.open(flight)
             if not self._serverless and ti.queued_by_job_id is not None:
-                self._dispatcher.listen(names.job_partition(ti.queued_by_job_id))
+                self._dispatcher.listen(names.job_partition(ti.queued_by_job_id, self._team))
             silence = now - flight.last_sign
             # Beating hearts are not asked about: with many tasks, every run would begin with a question each.
             if call_id is None or silence > RESULT_AFTER:
@@ -83,7 +86,7 @@ class Adoption:
 
         :param is_queued: tells which ones wait in this executor.
         """
-        if not self._serverless:
+        if not self._serverless or not others.have_one_executor():
             return
         for key in others.callbacks_left_behind(
             lambda key: is_queued(key) or self._ledger.of_key(key) is not None

@@ -36,18 +36,23 @@ class Deployed:
             self._learn(config, deployment.worker_profiles(config, resources))
 
     @classmethod
-    def find(cls, options: Options, environ: Mapping[str, str] = os.environ) -> Deployed:
+    def find(
+        cls, options: Options, environ: Mapping[str, str] = os.environ, team: str | None = None
+    ) -> Deployed:
         """Return the environment of this process; makes no call.
 
+        :param team: whose options these are, for the message.
         :raises ConfigError: no environment is named, or its name is not allowed.
         """
         if not options.environment:
+            whose = f" for team {team!r}" if team else ""
             raise ConfigError(
-                f"[{SECTION}] environment is not set; set it to the name that was given to modalflow create "
-                "--env NAME"
+                f"[{SECTION}] environment is not set{whose}; set it to the name that was given to modalflow "
+                "create --env NAME"
             )
         resources = names.ResourceNames(options.environment)
-        if airflow_settings.SETTINGS not in environ:
+        baked_in = environ.get(airflow_settings.ENV_NAME, options.environment)
+        if airflow_settings.SETTINGS not in environ or baked_in != options.environment:
             return cls(resources)
         return cls(resources, airflow_settings.deployed_config(environ))
 

@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow.executors import workloads
-from airflow.executors.base_executor import BaseExecutor
 from airflow.models.taskinstancekey import TaskInstanceKey
 from airflow.utils.state import TaskInstanceState
 
 from airflow_provider_modal import names, wire
 from airflow_provider_modal.errors import ModalflowError
 from airflow_provider_modal.executors import task_call, task_options
+from airflow_provider_modal.executors.af3 import Airflow3Executor
 from airflow_provider_modal.executors.cancellations import Cancellations
 from airflow_provider_modal.executors.deployed import Deployed
 from airflow_provider_modal.executors.dispatcher import Dispatcher
@@ -43,15 +43,16 @@ if TYPE_CHECKING:
 _LIVE = (TaskInstanceState.QUEUED, TaskInstanceState.RUNNING)
 
 
-class ModalExecutor(BaseExecutor):
+class ModalExecutor(Airflow3Executor):
     """Runs each task as a call of a Modal function.
 
     Safe to construct anywhere (the API server does, for logs); only ``start`` begins to talk to Modal.
+
+    Airflow makes one instance per team; each reads section ``[modal]`` as its team has it and has an
+    environment, slots, a dispatcher and a partition of its own.
     """
 
-    supports_callbacks = True
-    supports_connection_test = True
-    supports_multi_team = False
+    supports_multi_team = True
     supports_ad_hoc_ti_run = False
     is_local = False
     is_production = True
@@ -84,12 +85,14 @@ class ModalExecutor(BaseExecutor):
         :raises ConfigError: the environment or an option of section ``[modal]`` is missing or wrong.
         """
         self._options = Options.read(self.conf)
-        self._deployed = Deployed.find(self._options)
+        self._deployed = Deployed.find(self._options, team=self.team_name)
         # The scheduler sets job_id before it calls start(); `dags test --use-executor` doesn't.
         self._partition = (
-            names.SCHEDULER_PARTITION
+            names.scheduler_partition(self.team_name)
             if self._options.serverless
-            else names.job_partition(self.job_id if self.job_id is not None else uuid.uuid4().hex)
+            else names.job_partition(
+                self.job_id if self.job_id is not None else uuid.uuid4().hex, self.team_name
+            )
         )
         self._listening = False
         self._use(self._make_dispatcher(self._deployed, self._options), self._options)
@@ -116,6 +119,7 @@ class ModalExecutor(BaseExecutor):
             self._silence,
             after=options.silent_after,
             serverless=options.serverless,
+            team=self.team_name,
         )
 
     def _make_dispatcher(self, deployed: Deployed, options: Options) -> Dispatcher:
@@ -172,11 +176,22 @@ class ModalExecutor(BaseExecutor):
                 task_options.read(workload.ti.executor_config)
                 if self._deployed is not None:
                     self._deployed.check(task_call.profile(workload))
-            except ModalflowError as error:
-                self.log.error("task instance %s is refused: %s", workload.ti.key, error)
-                self.fail(workload.ti.key, info=str(error))
+            except Exception as error:
+                why = str(error)
+                if not isinstance(error, ModalflowError):
+                    self.log.exception("what task instance %s asks for can't be read", workload.ti.key)
+                    why = f"its executor_config can't be read: {type(error).__name__}: {error}"
+                self.log.error("task instance %s is refused: %s", workload.ti.key, why)
+                self.fail(workload.ti.key, info=why)
                 return
-        super().queue_workload(workload, session)
+        try:
+            super().queue_workload(workload, session)
+        except Exception as error:
+            # The scheduler's loop would end with it. What the workload is about stays queued in Airflow.
+            kind = type(workload).__name__
+            self.log.error(
+                "a workload of kind %s is dropped (%s); is there a newer airflow-provider-modal?", kind, error
+            )
 
     def _process_workloads(self, workload_items: Sequence[ExecutorWorkload]) -> None:
         assert self._deployed and self._dispatcher and self._options and self._outcomes, "not started"
@@ -185,8 +200,7 @@ class ModalExecutor(BaseExecutor):
             if not self._deployed.known and self._deployed.problem is None:
                 # What the environment looks like is being read; the workload stays queued until then.
                 continue
-            for queued in (self.queued_tasks, self.queued_callbacks, self.queued_connection_tests):
-                queued.pop(key, None)
+            self.take_out(key)
             self.running.add(key)
             try:
                 submission = task_call.submission(workload, self._deployed, self._options, self._partition)
@@ -218,7 +232,7 @@ class ModalExecutor(BaseExecutor):
         if self._look_back:
             self._look_back = False
             self._cancellations.take_over(self._dispatcher)
-            self._adoption.callbacks(self.queued_callbacks.__contains__)
+            self._adoption.callbacks(self.is_waiting)
         self._outcomes.apply(self._dispatcher.drain())
         self._cancellations.write()
         self._silence.look()
@@ -248,7 +262,7 @@ class ModalExecutor(BaseExecutor):
 
     def revoke_task(self, *, ti: TaskInstance) -> None:
         """Forget a task instance and cancel its function call, in the background; makes no event."""
-        self.queued_tasks.pop(ti.key, None)
+        self.take_out(ti.key)
         self.running.discard(ti.key)
         flight = self.ledger.close(ti.key)
         if self._dispatcher is None:

@@ -11,12 +11,18 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from airflow.executors.executor_loader import ExecutorLoader
 from airflow.models.callback import CallbackKey
 from airflow.models.connection_test import ConnectionTestKey
 
 from airflow_provider_modal.executors import database, reports
 
 log = logging.getLogger(__name__)
+
+
+def have_one_executor() -> bool:
+    """Whether this Airflow has a single executor: with several, nobody knows whose callback it is."""
+    return len(ExecutorLoader.get_executor_names(validate_teams=False)) == 1
 
 
 def callbacks_left_behind(is_known: Callable[[CallbackKey], bool]) -> list[CallbackKey]:
