@@ -15,6 +15,7 @@ from airflow_provider_modal.executors import cancelling
 
 if TYPE_CHECKING:
     from airflow_provider_modal.executors.dispatcher import Dispatcher
+    from airflow_provider_modal.executors.task_events import TaskEvents
 
 log = logging.getLogger(__name__)
 
@@ -23,13 +24,14 @@ TAKEN_OVER_SECONDS = 3600.0
 
 
 class Cancellations:
-    """The cancellations of one executor."""
+    """The cancellations of one executor.
 
-    def __init__(self) -> None:
+    :param events: takes what is to be written.
+    """
+
+    def __init__(self, events: TaskEvents) -> None:
+        self._events = events
         self._keys: dict[str, Any] = {}
-        # Not by the executor's log_task_event: what Airflow 3.3 takes from there is gone before it is written
-        # (SQLAlchemy's bulk_save_objects does not keep objects alive that come from a generator).
-        self._notes: list[tuple[str, Any, str]] = []
 
     def begin(self, dispatcher: Dispatcher, key: Any, dispatch: str, call_id: str | None, why: str) -> None:
         """Have a dispatch's function call ended.
@@ -41,7 +43,7 @@ class Cancellations:
 
         self._keys[dispatch] = key
         external_id = wire.external_executor_id(dispatch, call_id)
-        self._notes.append((database.CANCELLED_EVENT, key, f"{external_id}: {why}"))
+        self._events.note(database.CANCELLED_EVENT, key, f"{external_id}: {why}")
         dispatcher.cancel(dispatch, call_id, why)
 
     def take_over(self, dispatcher: Dispatcher) -> None:
@@ -67,17 +69,4 @@ class Cancellations:
 
         key = self._keys.pop(dispatch, None)
         if key is not None:
-            self._notes.append((database.ENDED_EVENT, key, f"{dispatch}: the cancelled call is over"))
-
-    def write(self) -> None:
-        """Write what was noted into the event log; if the database is away, next time."""
-        from airflow_provider_modal.executors import database
-
-        if not self._notes:
-            return
-        try:
-            database.write_events(self._notes)
-        except Exception as error:
-            log.warning("%d events about cancelled calls are not written yet: %s", len(self._notes), error)
-            return
-        self._notes.clear()
+            self._events.note(database.ENDED_EVENT, key, f"{dispatch}: the cancelled call is over")

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
     from sqlalchemy.sql import ColumnElement
 
+    from airflow_provider_modal.executors.task_events import TaskEvent
+
 LOST_EVENT = "modal dispatch lost"
 """Event in Airflow's log table, one per repetition; they are counted there because schedulers come and go."""
 RETURNED_EVENT = "modal dispatch returned"
@@ -152,10 +154,14 @@ def open_cancellations(seconds: float) -> list[Cancellation]:
     return list(found.values())
 
 
-def write_events(events: Sequence[tuple[str, TaskInstanceKey, str]]) -> None:
-    """Add events to Airflow's log table: (event, task instance, text)."""
+def write_events(events: Sequence[TaskEvent]) -> None:
+    """Add events to Airflow's log table."""
+    rows = []
+    for event in events:
+        rows.append(Log(event=event.event, task_instance=event.key, extra=event.text))
+        rows[-1].dttm = event.at
     with create_session() as session:
-        session.add_all([Log(event=event, task_instance=key, extra=extra) for event, key, extra in events])
+        session.add_all(rows)
 
 
 def open_callbacks() -> list[str]:

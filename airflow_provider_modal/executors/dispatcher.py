@@ -22,11 +22,14 @@ from airflow_provider_modal.executors.cancelling import Cancelling
 from airflow_provider_modal.executors.deployed import Deployed
 from airflow_provider_modal.executors.function_options import FunctionOptions
 from airflow_provider_modal.executors.gateway import Gateway
+from airflow_provider_modal.executors.metrics import Metrics
 from airflow_provider_modal.executors.options import Options
 from airflow_provider_modal.executors.outage import Outage
 from airflow_provider_modal.executors.questions import answers
+from airflow_provider_modal.executors.reason_log import ReasonLog
 from airflow_provider_modal.executors.submit_errors import backoff, classify
 from airflow_provider_modal.executors.threads import on_daemon_thread
+from airflow_provider_modal.volume.files import VolumeFiles
 
 log = logging.getLogger(__name__)
 
@@ -44,12 +47,14 @@ class Submission:
     :param function: name of the function in the environment's App.
     :param patience: for how many seconds to repeat it when Modal does not answer.
     :param options: what of the function this task wants otherwise.
+    :param ordered_at: when the order was given, by the monotonic clock.
     """
 
     call: wire.TaskCall
     function: str
     patience: float
     options: FunctionOptions = field(default_factory=FunctionOptions)
+    ordered_at: float = field(default_factory=time.monotonic)
 
 
 @dataclass
@@ -70,11 +75,14 @@ class Dispatcher:
 
     ``start``, ``stop`` and the orders belong to the scheduler's thread; orders given before ``start`` are
     carried out by it, those after ``stop`` are dropped (the next scheduler adopts what they were about).
+
+    :param metrics: takes how submitting goes.
     """
 
-    def __init__(self, gateway: Gateway, options: Options) -> None:
+    def __init__(self, gateway: Gateway, options: Options, metrics: Metrics | None = None) -> None:
         self._gateway = gateway
         self._options = options
+        self._metrics = metrics or Metrics()
         self._reports: deque[reports.Report] = deque()
         self._news = threading.Event()
         self._early: list[Callable[[], None]] = []
@@ -85,6 +93,7 @@ class Dispatcher:
         self._tasks: set[asyncio.Task[None]] = set()
         self._progress: dict[str, _Progress] = {}
         self._cancelling = Cancelling(gateway, self._report)
+        self._reasons = ReasonLog(lambda: VolumeFiles.open(gateway.resources))
         self._listening: set[str] = set()
         self._ending: asyncio.Event
         self._outage: Outage
@@ -134,6 +143,10 @@ class Dispatcher:
         :param seconds: what is left of the call's grace.
         """
         self._post(lambda: self._begin(self._cancelling.finish(dispatch, call_id, seconds)))
+
+    def explain(self, key: wire.TaskKey, dispatch: str, reason: str) -> None:
+        """Write into a try's log why it failed, where its worker can't; reports nothing."""
+        self._post(lambda: self._begin(self._reasons.write(key, dispatch, reason)))
 
     def drain(self) -> list[reports.Report]:
         """Take all reports made so far, oldest first."""
@@ -209,7 +222,7 @@ class Dispatcher:
 
     async def _flush(self, seconds: float) -> None:
         ends = time.monotonic() + seconds
-        while (self._progress or self._cancelling.urgent) and time.monotonic() < ends:
+        while (self._progress or self._cancelling.urgent or self._reasons.busy) and time.monotonic() < ends:
             for progress in self._progress.values():
                 if progress.pausing:
                     progress.revoked.set()
@@ -276,8 +289,10 @@ class Dispatcher:
                 try:
                     call_id = await self._gateway.spawn(submission.function, message, submission.options)
                     self._outage.answered()
+                    self._metrics.submitted(time.monotonic() - submission.ordered_at)
                     return call_id
                 except Exception as error:
+                    self._metrics.failed(error)
                     verdict = classify(error, self._gateway.resources)
                     progress.doubtful |= verdict.ambiguous
                     if verdict.retry:

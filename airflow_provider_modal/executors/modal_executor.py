@@ -20,14 +20,18 @@ from airflow.utils.state import TaskInstanceState
 
 from airflow_provider_modal import names, wire
 from airflow_provider_modal.errors import ModalflowError
-from airflow_provider_modal.executors import task_call, task_options
+from airflow_provider_modal.executors import task_call, task_log, task_options
 from airflow_provider_modal.executors.af3 import Airflow3Executor
 from airflow_provider_modal.executors.cancellations import Cancellations
 from airflow_provider_modal.executors.deployed import Deployed
 from airflow_provider_modal.executors.dispatcher import Dispatcher
 from airflow_provider_modal.executors.gateway import Gateway
 from airflow_provider_modal.executors.ledger import Flight, Ledger
+from airflow_provider_modal.executors.metrics import Metrics
 from airflow_provider_modal.executors.options import Options
+from airflow_provider_modal.executors.task_events import TaskEvents
+from airflow_provider_modal.executors.task_log import TaskLogs
+from airflow_provider_modal.executors.telling import Telling
 
 if TYPE_CHECKING:
     from airflow.cli.cli_config import GroupCommand
@@ -39,6 +43,9 @@ if TYPE_CHECKING:
     from airflow_provider_modal.executors.adoption import Adoption
     from airflow_provider_modal.executors.outcomes import Outcomes
     from airflow_provider_modal.executors.silence import Silence
+
+EVENTS_END = 5.0
+"""Seconds that writing the last events of task instances may take at the end."""
 
 _LIVE = (TaskInstanceState.QUEUED, TaskInstanceState.RUNNING)
 
@@ -69,9 +76,13 @@ class ModalExecutor(Airflow3Executor):
         self._dispatcher: Dispatcher | None = None
         self._partition = ""
         self._listening = False
-        self._cancellations = Cancellations()
+        self._task_events = TaskEvents()
+        self._metrics = Metrics({"team_name": self.team_name} if self.team_name else None)
+        self._task_logs: TaskLogs | None = None
+        self._cancellations = Cancellations(self._task_events)
         # Made by start(): what they do needs Airflow's models and a database.
         self._silence: Silence | None = None
+        self._telling: Telling | None = None
         self._outcomes: Outcomes | None = None
         self._adoption: Adoption | None = None
         self._look_back = False
@@ -109,8 +120,14 @@ class ModalExecutor(Airflow3Executor):
 
         self._dispatcher = dispatcher
         self._silence = Silence(self.ledger, dispatcher, self.job_id, options.silent_after, self.counters)
+        self._telling = Telling(self._task_events, self._metrics, dispatcher.explain)
         self._outcomes = Outcomes(
-            self, self.ledger, self._cancellations, self.counters, alive=self._silence.alive
+            self,
+            self.ledger,
+            self._cancellations,
+            self.counters,
+            alive=self._silence.alive,
+            telling=self._telling,
         )
         self._adoption = Adoption(
             self.running,
@@ -123,7 +140,7 @@ class ModalExecutor(Airflow3Executor):
         )
 
     def _make_dispatcher(self, deployed: Deployed, options: Options) -> Dispatcher:
-        return Dispatcher(Gateway(deployed.resources, options.rpc_timeout), options)
+        return Dispatcher(Gateway(deployed.resources, options.rpc_timeout), options, self._metrics)
 
     def end(self) -> None:
         """Let calls that are on their way to Modal arrive, within ``[modal] end_timeout``; cancel nothing.
@@ -141,7 +158,8 @@ class ModalExecutor(Airflow3Executor):
         if self._dispatcher is not None and self._outcomes is not None:
             self._dispatcher.stop(flush)
             self._outcomes.apply(self._dispatcher.drain())
-            self._cancellations.write()
+            self._task_events.close(max(flush, EVENTS_END))
+            self._send_metrics()
 
     # For a bounded scheduler.
 
@@ -182,7 +200,10 @@ class ModalExecutor(Airflow3Executor):
                     self.log.exception("what task instance %s asks for can't be read", workload.ti.key)
                     why = f"its executor_config can't be read: {type(error).__name__}: {error}"
                 self.log.error("task instance %s is refused: %s", workload.ti.key, why)
-                self.fail(workload.ti.key, info=why)
+                if self._outcomes is not None:
+                    self._outcomes.fail(workload.ti.key, why)
+                else:
+                    self.fail(workload.ti.key, info=why)
                 return
         try:
             super().queue_workload(workload, session)
@@ -222,7 +243,7 @@ class ModalExecutor(Airflow3Executor):
         """Turn the dispatcher's reports into Airflow's events, and find the dispatches gone silent."""
         if self._dispatcher is None:
             return
-        assert self._outcomes and self._adoption and self._silence
+        assert self._outcomes and self._adoption and self._silence and self._telling
         if not self._listening and len(self.ledger):
             # Only for something that can end: a scheduler that finds nothing to do never talks to Modal. And
             # not before the first heartbeat: adoption precedes it, and an event that came before the adoption
@@ -233,9 +254,15 @@ class ModalExecutor(Airflow3Executor):
             self._look_back = False
             self._cancellations.take_over(self._dispatcher)
             self._adoption.callbacks(self.is_waiting)
-        self._outcomes.apply(self._dispatcher.drain())
-        self._cancellations.write()
+        news = self._dispatcher.drain()
+        self._outcomes.apply(news)
+        self._telling.took(len(news), len(self.ledger))
         self._silence.look()
+        self._send_metrics()
+
+    def _send_metrics(self) -> None:
+        self._metrics.totals(self.counters)
+        self._metrics.send()
 
     def change_state(self, key: Any, state: Any, info: Any = None, remove_running: bool = True) -> None:
         """Note an event for the scheduler; also called by it, for tasks that it gave up."""
@@ -295,12 +322,15 @@ class ModalExecutor(Airflow3Executor):
 
         The first is never empty: Airflow would ask the task's host for the log, and containers have none.
         """
-        _, call_id = wire.parse_external_executor_id(getattr(ti, "external_executor_id", None))
-        call = f"function call {call_id}" if call_id else "a function call whose id is not known yet"
-        return [
-            f"The task runs as {call} on Modal; its log appears here as its container writes it to the "
-            "environment's Volume, every few seconds."
-        ], []
+        key, call_id = task_log.key_of(ti, try_number)
+        heading = task_log.heading(call_id)
+        try:
+            if self._task_logs is None:
+                self._task_logs = TaskLogs(Deployed.find(Options.read(self.conf)).resources)
+        except ModalflowError as error:
+            return [heading, f"Its log can't be looked for: {error}"], []
+        answer = self._task_logs.read(key, call_id)
+        return [heading, *answer.sources], answer.lines
 
     @staticmethod
     def get_cli_commands() -> list[GroupCommand]:

@@ -18,6 +18,8 @@ from airflow_provider_modal import wire
 from airflow_provider_modal.executors import database, others, reports
 from airflow_provider_modal.executors.cancellations import Cancellations
 from airflow_provider_modal.executors.ledger import Flight, Ledger
+from airflow_provider_modal.executors.task_events import storable
+from airflow_provider_modal.executors.telling import Telling
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +44,7 @@ class Outcomes:
 
     :param counters: counts events of dispatches that are none of ours: ``foreign_events``.
     :param alive: returns the running task instances with a recent heartbeat.
+    :param telling: tells people.
     """
 
     def __init__(
@@ -51,12 +54,14 @@ class Outcomes:
         cancellations: Cancellations,
         counters: Counter[str],
         alive: Callable[[], Collection[TaskInstanceKey]],
+        telling: Telling,
     ) -> None:
         self._events = events
         self._ledger = ledger
         self._cancellations = cancellations
         self._counters = counters
         self._alive = alive
+        self._telling = telling
 
     def apply(self, news: Sequence[reports.Report]) -> None:
         """Apply reports in their order; one that can't be processed doesn't keep back the others."""
@@ -76,9 +81,16 @@ class Outcomes:
                 log.exception("report %s could not be processed", report)
                 flight.question = False
 
-    def fail(self, key: Any, reason: str) -> None:
-        """Note a failure wherever Airflow looks for it."""
+    def fail(self, key: Any, reason: str, *, dispatch: str | None = None, in_log: bool = False) -> None:
+        """Note a failure wherever Airflow and people look for it.
+
+        :param dispatch: the one that failed; None if it got none.
+        :param in_log: the reason is in the task's log already.
+        """
+        # Airflow puts it into a transaction with others, where one that is refused would stop its loop.
+        reason = storable(reason)
         others.note_failure(key, reason)
+        self._telling.failed(key, reason, dispatch=dispatch, in_log=in_log)
         self._events.fail(key, info=reason)
 
     def _apply_one(self, flight: Flight, report: reports.Report) -> None:
@@ -86,6 +98,7 @@ class Outcomes:
             flight.call_id = report.call_id
             flight.doubtful |= report.doubtful
             _answered(flight)
+            self._telling.submitted(flight.key, report.call_id)
             if isinstance(flight.key, TaskInstanceKey):
                 external_id = wire.external_executor_id(flight.dispatch, report.call_id)
                 self._events.change_state(
@@ -108,7 +121,7 @@ class Outcomes:
             # The one that runs goes on, and reports itself.
             _answered(flight)
         elif report.outcome == "failed":
-            self._finish(flight, report.reason)
+            self._finish(flight, report.reason, in_log=report.by_worker)
         else:
             self._settle(flight, "its function call found it taken back by Airflow")
 
@@ -145,12 +158,12 @@ class Outcomes:
         self._ledger.close(flight.key)
         self._events.running.discard(flight.key)
 
-    def _finish(self, flight: Flight, failure: str | None = None) -> None:
+    def _finish(self, flight: Flight, failure: str | None = None, *, in_log: bool = False) -> None:
         self._ledger.close(flight.key)
         if failure is None:
             self._events.success(flight.key)
         else:
-            self.fail(flight.key, failure)
+            self.fail(flight.key, failure, dispatch=flight.dispatch, in_log=in_log)
 
     def _ended_elsewhere(self, report: reports.Ended) -> None:
         """Something ended that is not on its way here: a callback of a scheduler that is gone, or a copy."""
@@ -160,7 +173,7 @@ class Outcomes:
         elif report.outcome == "done":
             self._events.success(callback)
         else:
-            self._events.fail(callback, info=report.reason)
+            self._events.fail(callback, info=storable(report.reason or ""))
 
 
 def _answered(flight: Flight) -> None:

@@ -19,7 +19,7 @@ async def answers(
     try:
         result = await gateway.result(dispatch)
     except wire.WireError as error:
-        return [reports.Ended(dispatch, "failed", str(error))]
+        return [reports.Ended(dispatch, "failed", str(error), by_worker=False)]
     if result is not None:
         return [reports.Ended(dispatch, result.outcome, result.reason)]
     found: list[reports.Report] = []
@@ -37,4 +37,4 @@ async def answers(
         return [*found, reports.Unknown(dispatch, f"Modal has no function call {call_id}")]
     if state.completion is not None:
         return [*found, reports.Ended(dispatch, state.completion.outcome, state.completion.reason)]
-    return [*found, reports.Ended(dispatch, "failed", state.failure)]
+    return [*found, reports.Ended(dispatch, "failed", state.failure, by_worker=False)]

@@ -40,11 +40,13 @@ class Ended(Report):
     """The function call is over; ``reason`` is set when ``outcome`` is ``failed``.
 
     :param kind: what it ran, as far as the worker told.
+    :param by_worker: the worker said so, and wrote the reason into the task's log.
     """
 
     outcome: Outcome
     reason: str | None = None
     kind: Kind = "task"
+    by_worker: bool = True
 
 
 @dataclass(frozen=True)

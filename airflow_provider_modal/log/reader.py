@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from airflow_provider_modal.errors import NotFoundError
@@ -16,6 +17,8 @@ from airflow_provider_modal.log import segments
 from airflow_provider_modal.volume.files import Entry
 from airflow_provider_modal.volume.paths import segment_text
 
+MOST_SEGMENTS = 1000
+"""How many segments the end of a log is read from at most: a task that runs for hours leaves thousands."""
 _ATTEMPT = re.compile(r"attempt=(\d+)\.log")
 _TASK = re.compile(r"task_id=(?P<task_id>[^/]+)/(?:map_index=(?P<map_index>\d+)/)?attempt=\d+\.log")
 _SHOWN_ELSEWHERE = frozenset(
@@ -34,6 +37,16 @@ class Files(Protocol):
 
     def read_immutable(self, path: str) -> bytes:
         """Return the content of a file that never changes."""
+
+
+class SideBySide(Protocol):
+    """The part of ``volume.files.VolumeFiles`` that reading many segments at once needs."""
+
+    def list(self, path: str, recursive: bool = False) -> list[Entry]:
+        """Return what a folder holds; nothing if it does not exist."""
+
+    def read_many(self, paths: Sequence[str]) -> Mapping[str, bytes]:
+        """Return the content of several files."""
 
 
 def tasks(files: Files, dag_id: str, run_id: str) -> list[tuple[str, int]]:
@@ -79,7 +92,50 @@ def read(
         raise NotFoundError(
             f"no log of try {wanted} of task {task} in run {run_id} of DAG {dag_id}; there are tries {tries}"
         )
-    return (text for line in _lines(files, by_try[wanted]) for text in readable(line))
+    paths = [entry.path for entry in by_try[wanted]]
+    return (text for line in _lines(files.read_immutable, paths) for text in readable(line))
+
+
+@dataclass(frozen=True)
+class Tail:
+    """The end of a try's log.
+
+    :param folder: where it is on the Volume.
+    :param lines: as they were written.
+    :param left_out: bytes that come before them.
+    """
+
+    folder: str
+    lines: list[str]
+    left_out: int
+
+
+def tail(
+    files: SideBySide,
+    dag_id: str,
+    run_id: str,
+    task_id: str,
+    map_index: int = -1,
+    try_number: int = 1,
+    *,
+    most_bytes: int,
+) -> Tail | None:
+    """Return the end of a try's log, of whole segments read side by side; None where there is no log.
+
+    :param most_bytes: how much of it at most, besides ``MOST_SEGMENTS``; the last segment in any case.
+    """
+    folder = _task_folder(dag_id, run_id, task_id, map_index)
+    entries = _segments(files, folder).get(try_number, [])
+    if not entries:
+        return None
+    size, first = entries[-1].size, len(entries) - 1
+    least = max(len(entries) - MOST_SEGMENTS, 0)
+    while first > least and size + entries[first - 1].size <= most_bytes:
+        first -= 1
+        size += entries[first].size
+    paths = [entry.path for entry in entries[first:]]
+    lines = list(_lines(files.read_many(paths).__getitem__, paths))
+    return Tail(folder, lines, sum(entry.size for entry in entries[:first]))
 
 
 def readable(line: str) -> Iterator[str]:
@@ -125,22 +181,21 @@ def _run_folder(dag_id: str, run_id: str) -> str:
 
 
 def _task_folder(dag_id: str, run_id: str, task_id: str, map_index: int) -> str:
-    mapped = f"/map_index={map_index}" if map_index >= 0 else ""
-    return segments.log_folder_path(f"dag_id={dag_id}/run_id={run_id}/task_id={task_id}{mapped}")
+    return segments.log_folder_path(segments.task_log_folder(dag_id, run_id, task_id, map_index))
 
 
-def _segments(files: Files, folder: str) -> dict[int, list[str]]:
-    """Return the paths of all segments in a task's folder by try, in the order in which they were written."""
-    found: dict[int, list[str]] = {}
+def _segments(files: Files | SideBySide, folder: str) -> dict[int, list[Entry]]:
+    """Return all segments in a task's folder by try, in the order in which they were written."""
+    found: dict[int, list[Entry]] = {}
     for entry in files.list(folder):
         segment = segments.parse(entry.path)
         match = _ATTEMPT.fullmatch(segment.log.rpartition("/")[2]) if segment else None
         if match:
-            found.setdefault(int(match[1]), []).append(entry.path)
-    return {number: sorted(paths) for number, paths in found.items()}
+            found.setdefault(int(match[1]), []).append(entry)
+    return {number: sorted(entries, key=lambda entry: entry.path) for number, entries in found.items()}
 
 
-def _lines(files: Files, paths: list[str]) -> Iterator[str]:
+def _lines(read: Callable[[str], bytes], paths: list[str]) -> Iterator[str]:
     """Yield the lines of consecutive segments, one segment in memory at a time; a line may span several."""
     rest = b""
     writer = None
@@ -152,7 +207,7 @@ def _lines(files: Files, paths: list[str]) -> Iterator[str]:
             yield rest.decode("utf-8", "replace")
             rest = b""
         writer = (segment.started, segment.dispatch)
-        *whole, rest = (rest + files.read_immutable(path)).split(b"\n")
+        *whole, rest = (rest + read(path)).split(b"\n")
         for line in whole:
             yield line.decode("utf-8", "replace")
     if rest:

@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
-from airflow_provider_modal import names
+from airflow_provider_modal import names, wire
 from airflow_provider_modal.volume.paths import safe_path, safe_segment
 
 _SEGMENT = re.compile(
@@ -34,6 +34,18 @@ class Segment:
     started: str
     dispatch: str
     sequence: int
+
+
+def task_log_folder(dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> str:
+    """Return the folder of a task instance's logs as Airflow's default template has it."""
+    mapped = f"/map_index={map_index}" if map_index >= 0 else ""
+    return f"dag_id={dag_id}/run_id={run_id}/task_id={task_id}{mapped}"
+
+
+def default_log_path(key: wire.TaskKey) -> str:
+    """Return what Airflow calls a try's log by default; our readers know no other."""
+    folder = task_log_folder(key.dag_id, key.run_id, key.task_id, key.map_index)
+    return f"{folder}/attempt={key.try_number}.log"
 
 
 def log_folder_path(log_path: str) -> str:

@@ -24,6 +24,16 @@ EVENT_WAITS = 2.0
 """Seconds that whoever waits for the task's end waits for the end of its log, too."""
 
 
+def line(level: str, event: str, **values: object) -> bytes:
+    """Return a line of ours in the form of Airflow 3's task logs, with its end.
+
+    :param level: ``info``, ``warning`` or ``error``.
+    """
+    timestamp = datetime.now(timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    record = {"timestamp": timestamp, "level": level, "event": event, "logger": LOGGER, **values}
+    return json.dumps(record).encode() + b"\n"
+
+
 class TaskLog:
     """The log of one dispatch in this container; everything is harmless when the workload has none.
 
@@ -54,19 +64,14 @@ class TaskLog:
         self._shipper.start()
 
     def note(self, level: str, event: str, **values: object) -> None:
-        """Add a line of ours, in the form of Airflow 3's task logs.
-
-        :param level: ``info``, ``warning`` or ``error``.
-        """
+        """Add a line of ours; see ``line``."""
         if self._local is None:
             return
-        timestamp = datetime.now(timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")
-        record = {"timestamp": timestamp, "level": level, "event": event, "logger": LOGGER, **values}
         try:
             self._local.parent.mkdir(parents=True, exist_ok=True)
             # One write in append mode, as the supervisor does: lines don't mix.
             with self._local.open("ab", buffering=0) as file:
-                file.write(json.dumps(record).encode() + b"\n")
+                file.write(line(level, event, **values))
         except OSError as error:
             log.warning("could not write to the task's log %s: %s", self._local, error)
 

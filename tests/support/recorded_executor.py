@@ -19,6 +19,7 @@ from airflow_provider_modal.executors import ModalExecutor, reports
 from airflow_provider_modal.executors.deployed import Deployed
 from airflow_provider_modal.executors.dispatcher import Dispatcher, Submission
 from airflow_provider_modal.executors.options import Options
+from airflow_provider_modal.executors.task_events import TaskEvent
 
 
 class RecordedDispatcher(Dispatcher):
@@ -50,6 +51,9 @@ class RecordedDispatcher(Dispatcher):
     def finish_cancel(self, dispatch: str, call_id: str | None, seconds: float) -> None:
         self.orders.append(("finish_cancel", dispatch, call_id, seconds))
 
+    def explain(self, key: wire.TaskKey, dispatch: str, reason: str) -> None:
+        self.orders.append(("explain", key, dispatch, reason))
+
     def of_kind(self, kind: str) -> list[Any]:
         return [order[1:] for order in self.orders if order[0] == kind]
 
@@ -63,13 +67,20 @@ class Executor(ModalExecutor):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.events: list[tuple[Any, ...]] = []
+        self.written: list[TaskEvent] = []
+        self._task_events._write = self.written.extend
         self.open_callbacks: list[str] = []
         self.returned: list[str] = []
         self.failed_tests: list[tuple[str, str]] = []
 
     def _make_dispatcher(self, deployed: Deployed, options: Options) -> Dispatcher:
         return RecordedDispatcher()
+
+    @property
+    def events(self) -> list[tuple[str, TaskInstanceKey, str]]:
+        """What was written into Airflow's event log so far: event, task instance, text."""
+        assert self._task_events.flush(30)
+        return [(event.event, event.key, event.text) for event in self.written]
 
     @property
     def dispatcher(self) -> RecordedDispatcher:

@@ -4,7 +4,7 @@ import uuid
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import psycopg2
 import pytest
@@ -221,6 +221,8 @@ def test_fresh_is_what_runs_for_this_scheduler_with_a_heartbeat(rows: Rows) -> N
 class Adopting:
     """An executor whose dispatcher records its orders, and the real scheduler's adoption over it."""
 
+    made: ClassVar[list[Adopting]] = []
+
     def __init__(self) -> None:
         from airflow.jobs.job import Job, JobState
         from airflow.jobs.scheduler_job_runner import SchedulerJobRunner
@@ -230,10 +232,12 @@ class Adopting:
 
         self.orders: list[tuple[Any, ...]] = []
         self.executor = ModalExecutor(parallelism=4)
+        Adopting.made.append(self)
         self.dispatcher = SimpleNamespace(
             ask=lambda dispatch, call_id, modal: self.orders.append((dispatch, call_id, modal)),
             cancel=lambda dispatch, call_id, why: self.orders.append(("cancel", dispatch, call_id)),
             finish_cancel=lambda *order: self.orders.append(("finish", *order)),
+            explain=lambda key, dispatch, reason: self.orders.append(("explain", dispatch)),
             has_reports=False,
         )
         self.runner = SchedulerJobRunner(Job(), executors=[self.executor])
@@ -257,8 +261,11 @@ class Adopting:
 
 
 @pytest.fixture
-def adopting(rows: Rows) -> Adopting:
-    return Adopting()
+def adopting(rows: Rows) -> Iterator[Adopting]:
+    yield Adopting()
+    while Adopting.made:
+        # What it writes in the background must not be found by the next test.
+        Adopting.made.pop().executor._task_events.close(30)
 
 
 @pytest.mark.parametrize(
@@ -368,7 +375,7 @@ def test_a_cancellation_is_finished_by_the_next_scheduler_and_by_no_other(
     revoked = SimpleNamespace(key=KEY, external_executor_id="d1/fc-1")
     adopting.executor.revoke_task(ti=revoked)  # type: ignore[arg-type]
     assert adopting.orders[-1] == ("cancel", "d1", "fc-1")
-    adopting.executor._cancellations.write()
+    adopting.executor._task_events.flush(30)
     rows.run("UPDATE log SET dttm = dttm - interval '25 seconds'")
 
     successor = Adopting()
@@ -381,7 +388,7 @@ def test_a_cancellation_is_finished_by_the_next_scheduler_and_by_no_other(
     assert len(successor.orders) == 1
 
     successor.executor._outcomes.apply([Cancelled("d1")])
-    successor.executor._cancellations.write()
+    successor.executor._task_events.flush(30)
     third = Adopting()
     third.executor._cancellations.take_over(third.executor._dispatcher)  # type: ignore[arg-type]
     assert third.orders == []
@@ -393,7 +400,7 @@ def test_a_cancellation_is_finished_by_the_next_scheduler_and_by_no_other(
 
 def test_a_cancellation_of_long_ago_is_left_alone(rows: Rows, adopting: Adopting) -> None:
     adopting.executor.revoke_task(ti=SimpleNamespace(key=KEY, external_executor_id="d1"))  # type: ignore[arg-type]
-    adopting.executor._cancellations.write()
+    adopting.executor._task_events.flush(30)
     rows.run("UPDATE log SET dttm = dttm - interval '2 hours'")
     successor = Adopting()
     successor.executor._cancellations.take_over(successor.executor._dispatcher)  # type: ignore[arg-type]

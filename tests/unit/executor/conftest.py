@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -37,18 +38,18 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 @pytest.fixture
-def executor(settings: pytest.MonkeyPatch) -> Executor:
+def executor(settings: pytest.MonkeyPatch) -> Iterator[Executor]:
     """A started executor with a database that is a few lists."""
     from tests.support.recorded_executor import Executor
 
     executor = Executor(parallelism=4)
     executor.job_id = 7
     for name, instead in {
-        "write_events": executor.events.extend,
         "open_callbacks": lambda: executor.open_callbacks,
         "return_callback": executor.returned.append,
         "fail_connection_test": lambda test_id, reason: executor.failed_tests.append((test_id, reason)),
     }.items():
         settings.setattr(f"airflow_provider_modal.executors.database.{name}", instead)
     executor.start()
-    return executor
+    yield executor
+    executor.terminate()

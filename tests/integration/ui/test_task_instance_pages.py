@@ -1,0 +1,84 @@
+"""What does a person see at a task instance in Airflow's UI? Asked of Airflow's own API server."""
+
+from __future__ import annotations
+
+import secrets
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from local_modal.clients import client_environ
+from local_modal.testing import LocalModal
+from tests.integration.worker.airflow_host import DAGS, AirflowHost, airflow_host, database_of
+
+DAG = "worker_dag"
+HERE = Path(__file__).parent
+
+
+@dataclass
+class Pages:
+    """An API server that is asked, and the database that it reads."""
+
+    host: AirflowHost
+    env: dict[str, str]
+
+    def task(self, task_id: str = "quick", **values: Any) -> str:
+        """Add a run with this task instance; return the run's id."""
+        run_id = f"run_{secrets.token_hex(4)}"
+        self._call("add_task", dag_id=DAG, task_id=task_id, run_id=run_id, **values)
+        return run_id
+
+    def get(self, *paths: str) -> list[tuple[int, Any]]:
+        """Return status and content of pages below a DAG's runs."""
+        answers = self._call("get", paths=[f"/api/v2/dags/{DAG}/dagRuns/{path}" for path in paths])
+        return [tuple(answer) for answer in answers]
+
+    def _call(self, function: str, **arguments: Any) -> Any:
+        outcome = self.host.zygote.spawn(f"airflow_pages:{function}", arguments, self.env).wait(120)
+        assert outcome is not None and outcome.error is None, outcome
+        return outcome.result
+
+
+@pytest.fixture(scope="module")
+def pages(
+    local_modal: LocalModal,
+    postgres_url: str,
+    _airflow_template: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Pages]:
+    env = {
+        **client_environ(local_modal.server_url, local_modal.token),
+        "AIRFLOW__CORE__EXECUTOR": "airflow_provider_modal.executors.ModalExecutor",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
+        "AIRFLOW__MODAL__ENVIRONMENT": f"ui-{uuid.uuid4().hex[:8]}",
+    }
+    with pytest.MonkeyPatch.context() as patch, database_of(postgres_url, _airflow_template) as url:
+        patch.syspath_prepend(str(HERE))
+        with airflow_host(url, tmp_path_factory.mktemp("ui")) as host:
+            host.call("add_dags", folder=str(DAGS))
+            yield Pages(host, env)
+
+
+def test_function_call_is_linked_from_its_task_instance(pages: Pages) -> None:
+    ours = pages.task(
+        external_executor_id=f"{uuid.uuid4()}/fc-second",
+        try_number=2,
+        former={"external_executor_id": f"{uuid.uuid4()}/fc-first", "state": "failed"},
+    )
+    others = [
+        pages.task(external_executor_id=value)
+        for value in (None, str(uuid.uuid4()), "arn:aws:ecs:eu:1:task/cluster/0f", f"{uuid.uuid4()}/x y")
+    ]
+    link = "taskInstances/quick/links"
+    answers = pages.get(
+        f"{ours}/{link}",
+        f"{ours}/{link}?try_number=1",
+        *(f"{run_id}/{link}" for run_id in others),
+    )
+    assert [status for status, _ in answers] == [200] * len(answers)
+    urls = [content["extra_links"]["Modal function call"] for _, content in answers]
+    assert urls == ["https://modal.com/id/fc-second", "https://modal.com/id/fc-first", *[None] * len(others)]
