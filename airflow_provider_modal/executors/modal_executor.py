@@ -326,7 +326,9 @@ class ModalExecutor(Airflow3Executor):
         heading = task_log.heading(call_id)
         try:
             if self._task_logs is None:
-                self._task_logs = TaskLogs(Deployed.find(Options.read(self.conf)).resources)
+                self._task_logs = TaskLogs(
+                    Deployed.find(Options.read(self.conf), team=self.team_name).resources
+                )
         except ModalflowError as error:
             return [heading, f"Its log can't be looked for: {error}"], []
         answer = self._task_logs.read(key, call_id)
