@@ -112,6 +112,7 @@ class Completion:
     :param container: Modal task id of the container.
     :param started_at: when the worker took the call, seconds since the epoch.
     :param ended_at: when it ended, seconds since the epoch.
+    :param lost_container: Modal task id of the container that had the call before and was lost.
     """
 
     dispatch: str
@@ -123,6 +124,7 @@ class Completion:
     started_at: float | None = None
     ended_at: float | None = None
     kind: Kind = "task"
+    lost_container: str | None = None
 
     def to_wire(self) -> dict[str, Any]:
         """Return the dict that is put into Queue and Dict."""

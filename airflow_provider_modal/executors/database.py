@@ -64,6 +64,29 @@ def fresh(job_id: int | str | None, seconds: float) -> set[TaskInstanceKey]:
         return {TaskInstanceKey(*row) for row in session.execute(statement)}
 
 
+def in_progress(job_id: int | str | None) -> list[tuple[TaskInstanceKey, bool]]:
+    """Return the task instances that a scheduler has queued or running, of all its executors, and whether
+    Modal has a function call of them."""
+    statement = select(
+        TaskInstance.dag_id,
+        TaskInstance.task_id,
+        TaskInstance.run_id,
+        TaskInstance.try_number,
+        TaskInstance.map_index,
+        TaskInstance.external_executor_id,
+    ).where(
+        TaskInstance.queued_by_job_id == job_id,
+        TaskInstance.state.in_(
+            (TaskInstanceState.QUEUED, TaskInstanceState.RUNNING, TaskInstanceState.RESTARTING)
+        ),
+    )
+    with create_session() as session:
+        return [
+            (TaskInstanceKey(*key), str(parse_external_executor_id(external_id)[1]).startswith("fc-"))
+            for *key, external_id in session.execute(statement)
+        ]
+
+
 def settle(key: TaskInstanceKey, dispatch: str, why: str, *, lost: bool = True) -> Settlement:
     """Hand a dispatch that nobody will run back to the scheduler, if Airflow still waits for it.
 

@@ -341,7 +341,7 @@ class Dispatcher:
                 except wire.WireError as error:
                     log.error("an event in partition %s was dropped: %s", partition, error)
                     continue
-                self._report(reports.Ended(event.dispatch, event.outcome, event.reason, event.kind))
+                self._report(reports.Ended.told(event))
 
     async def _learn(self, deployed: Deployed) -> None:
         attempt = 0

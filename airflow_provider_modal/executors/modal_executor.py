@@ -12,6 +12,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from airflow.executors import workloads
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from airflow_provider_modal.executors.adoption import Adoption
     from airflow_provider_modal.executors.outcomes import Outcomes
     from airflow_provider_modal.executors.silence import Silence
+    from airflow_provider_modal.executors.slots import SlotDrift
 
 EVENTS_END = 5.0
 """Seconds that writing the last events of task instances may take at the end."""
@@ -85,6 +87,7 @@ class ModalExecutor(Airflow3Executor):
         self._telling: Telling | None = None
         self._outcomes: Outcomes | None = None
         self._adoption: Adoption | None = None
+        self._slot_drift: SlotDrift | None = None
         self._look_back = False
         """What former schedulers left, besides task instances, is to be looked for."""
 
@@ -117,8 +120,10 @@ class ModalExecutor(Airflow3Executor):
         from airflow_provider_modal.executors.adoption import Adoption
         from airflow_provider_modal.executors.outcomes import Outcomes
         from airflow_provider_modal.executors.silence import Silence
+        from airflow_provider_modal.executors.slots import SlotDrift
 
         self._dispatcher = dispatcher
+        self._slot_drift = SlotDrift(self.job_id, self._metrics, options.silent_after)
         self._silence = Silence(self.ledger, dispatcher, self.job_id, options.silent_after, self.counters)
         self._telling = Telling(self._task_events, self._metrics, dispatcher.explain)
         self._outcomes = Outcomes(
@@ -216,6 +221,7 @@ class ModalExecutor(Airflow3Executor):
 
     def _process_workloads(self, workload_items: Sequence[ExecutorWorkload]) -> None:
         assert self._deployed and self._dispatcher and self._options and self._outcomes, "not started"
+        before = len(self.ledger)
         for workload in workload_items:
             key = workload.key
             if not self._deployed.known and self._deployed.problem is None:
@@ -236,6 +242,9 @@ class ModalExecutor(Airflow3Executor):
                 continue
             self.ledger.open(Flight(submission.call.dispatch, key, last_sign=time.time(), question=True))
             self._dispatcher.submit(submission)
+        if len(self.ledger) > before:
+            new = len(self.ledger) - before
+            self.log.info("%d workloads are on their way to Modal; under way: %d", new, len(self.ledger))
 
     # What became of them.
 
@@ -243,7 +252,7 @@ class ModalExecutor(Airflow3Executor):
         """Turn the dispatcher's reports into Airflow's events, and find the dispatches gone silent."""
         if self._dispatcher is None:
             return
-        assert self._outcomes and self._adoption and self._silence and self._telling
+        assert self._outcomes and self._adoption and self._silence and self._telling and self._slot_drift
         if not self._listening and len(self.ledger):
             # Only for something that can end: a scheduler that finds nothing to do never talks to Modal. And
             # not before the first heartbeat: adoption precedes it, and an event that came before the adoption
@@ -258,6 +267,7 @@ class ModalExecutor(Airflow3Executor):
         self._outcomes.apply(news)
         self._telling.took(len(news), len(self.ledger))
         self._silence.look()
+        self._slot_drift.look(lambda: {*self.running, *chain(*self.waiting_workloads())})
         self._send_metrics()
 
     def _send_metrics(self) -> None:

@@ -114,6 +114,8 @@ class Outcomes:
             _answered(flight)
 
     def _ended(self, flight: Flight, report: reports.Ended) -> None:
+        if report.lost_container is not None:
+            self._telling.delivered_again(flight.key, report.lost_container)
         if report.outcome == "done":
             # Success of the run, whatever the task's state is: the worker's supervisor has written that.
             self._finish(flight)

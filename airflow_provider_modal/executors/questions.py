@@ -21,7 +21,7 @@ async def answers(
     except wire.WireError as error:
         return [reports.Ended(dispatch, "failed", str(error), by_worker=False)]
     if result is not None:
-        return [reports.Ended(dispatch, result.outcome, result.reason)]
+        return [reports.Ended.told(result)]
     found: list[reports.Report] = []
     if call_id is None:
         call_id = await gateway.noted_call(dispatch)
@@ -36,5 +36,5 @@ async def answers(
     if not state.known:
         return [*found, reports.Unknown(dispatch, f"Modal has no function call {call_id}")]
     if state.completion is not None:
-        return [*found, reports.Ended(dispatch, state.completion.outcome, state.completion.reason)]
+        return [*found, reports.Ended.told(state.completion)]
     return [*found, reports.Ended(dispatch, "failed", state.failure, by_worker=False)]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from airflow_provider_modal.wire import Kind, Outcome
+from airflow_provider_modal.wire import Completion, Kind, Outcome
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,25 @@ class Ended(Report):
 
     :param kind: what it ran, as far as the worker told.
     :param by_worker: the worker said so, and wrote the reason into the task's log.
+    :param lost_container: the container that had the call before; see ``wire.Completion``.
     """
 
     outcome: Outcome
     reason: str | None = None
     kind: Kind = "task"
     by_worker: bool = True
+    lost_container: str | None = None
+
+    @classmethod
+    def told(cls, completion: Completion) -> Ended:
+        """Return what a worker told."""
+        return cls(
+            completion.dispatch,
+            completion.outcome,
+            completion.reason,
+            completion.kind,
+            lost_container=completion.lost_container,
+        )
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,14 @@ class Telling:
         """Tell that Modal has a workload's function call."""
         self._events.note(task_events.SUBMITTED_EVENT, key, f"function call {call_id}")
 
+    def delivered_again(self, key: Any, lost_container: str) -> None:
+        """Tell that a function call had to be taken by a second container."""
+        self._events.note(
+            task_events.REDELIVERED_EVENT,
+            key,
+            f"container {lost_container} had the function call before and was lost",
+        )
+
     def failed(self, key: Any, reason: str, *, dispatch: str | None = None, in_log: bool = False) -> None:
         """Tell why a workload fails.
 

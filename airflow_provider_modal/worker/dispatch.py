@@ -140,6 +140,8 @@ class _Run:
         self.call = call
         self.cancelled = cancelled
         self.started_at = time.time()
+        self.lost_container: str | None = None
+        """The container that had the call before."""
         self.supervised = False
         """The task's supervisor was started here."""
         self.log = TaskLog(
@@ -171,6 +173,7 @@ class _Run:
         try:
             self.cancelled.interruptible = True
             verdict = self._claim()
+            self.lost_container = verdict.lost_container
             if verdict.reported is not None:
                 self.log.note("info", str(verdict.reason))
                 # Reported once more: its container may have been lost between the result and the event. An
@@ -196,6 +199,7 @@ class _Run:
             container=self.container.id,
             started_at=self.started_at,
             ended_at=time.time(),
+            lost_container=self.lost_container,
         )
 
     def _claim(self) -> claim.Verdict:

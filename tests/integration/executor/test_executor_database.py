@@ -467,3 +467,20 @@ def test_why_a_connection_could_not_be_tested_is_told_once(rows: Rows) -> None:
     assert rows.run("SELECT state, result_message, active_connection_id FROM connection_test_request") == [
         ("failed", "not deployed", None)
     ]
+
+
+def test_slots_are_compared_with_the_database(rows: Rows) -> None:
+    from airflow_provider_modal.executors import database, slots
+
+    assert database.in_progress(1) == []
+    rows.task("running", "d1/fc-1")
+    assert database.in_progress(1) == [(KEY, True)]
+    assert database.in_progress(2) == [], "another scheduler's"
+    elsewhere = KEY._replace(task_id="elsewhere")
+    for keys, progress, drift in [
+        ({KEY}, [(KEY, True)], 0),
+        ({KEY}, [(KEY, False), (elsewhere, False)], 0),  # queued here; another executor's
+        ({KEY}, [], 1),
+        ((), [(KEY, True)], -1),
+    ]:
+        assert slots.drift(keys, progress) == drift

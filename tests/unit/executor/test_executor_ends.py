@@ -112,3 +112,31 @@ def test_a_task_that_the_scheduler_gave_up_is_cancelled(executor: Executor) -> N
     executor.change_state(key(), TaskInstanceState.FAILED)  # as for a missing heartbeat
     assert executor.dispatcher.of_kind("cancel") == [(submission.call.dispatch, None)]
     assert (executor.slots_occupied, len(executor.ledger)) == (0, 0)
+
+
+def test_what_happened_is_told_at_the_task_instance(executor: Executor) -> None:
+    [submission] = queued(executor, workload())
+    dispatch = submission.call.dispatch
+    told_by_worker = reports.Ended.told(
+        wire.Completion(dispatch, submission.call.key, "failed", "timeout: 5 s\0", lost_container="ta-1")
+    )
+    executor.dispatcher.says(reports.Submitted(dispatch, "fc-1"), told_by_worker)
+    executor.sync()
+    assert executor.events == [
+        ("modal call submitted", key(), "function call fc-1"),
+        ("modal call delivered again", key(), "container ta-1 had the function call before and was lost"),
+        ("modal task failed", key(), "timeout: 5 s\N{REPLACEMENT CHARACTER}"),
+    ]
+    assert executor.dispatcher.of_kind("explain") == [], "the worker has written it into the log"
+
+
+def test_a_reason_that_no_worker_knows_goes_into_the_log(executor: Executor) -> None:
+    [submission] = queued(executor, workload())
+    dispatch = submission.call.dispatch
+    executor.dispatcher.says(reports.NotSubmitted(dispatch, "not deployed"))
+    executor.sync()
+    executor.queue_workload(workload("wrong", queue="gpuu"), session=None)  # type: ignore[arg-type]
+    [explained, refused] = executor.dispatcher.of_kind("explain")
+    assert explained == (submission.call.key, dispatch, "not deployed")
+    assert refused[0].task_id == "wrong" and "gpuu" in refused[2]
+    assert [event for event, _, _ in executor.events] == ["modal task failed"] * 2
