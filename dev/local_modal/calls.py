@@ -254,6 +254,13 @@ class Call(Changes):
         found.update(chunk.data_blob_id for stream in self.streams() for chunk in stream.chunks.values())
         return found - {""}
 
+    def let_go(self) -> None:
+        """It is forgotten: free its inputs now, and not when the garbage collector next looks at everything.
+        That takes a quarter more objects than it last found, which here are mostly finished calls.
+        """
+        self.inputs.clear()
+        self.finished.clear()
+
     def streams(self) -> list[Stream]:
         """Those of its streams that have been used."""
         return [stream for stream in (self._data_out, self._data_in) if stream is not None]

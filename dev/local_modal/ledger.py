@@ -200,3 +200,4 @@ class Ledger:
                     self._server.store.delete(INPUTS, item.input_id)
         for blob_id in call.blob_ids():
             self._server.blobs.discard(blob_id)
+        call.let_go()

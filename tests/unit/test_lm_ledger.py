@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,6 +74,20 @@ def test_too_many_finished_calls_go_the_awaited_ones_first(world: World) -> None
     for number in range(180, 300):
         world.call(number, SPAWNED)
     assert list(world.ledger.calls) == [f"fc-{number}" for number in range(200, 300)]
+
+
+def test_a_forgotten_call_is_freed_at_once(world: World) -> None:
+    """The garbage collector takes its time where so much is kept."""
+    gc.disable()
+    try:
+        world.server.quotas.finished_calls = 1
+        # An input itself can't be referred to weakly.
+        forgotten = weakref.ref(world.call(1).inputs[0].running_on)
+        assert forgotten() is not None
+        world.call(2)
+        assert forgotten() is None
+    finally:
+        gc.enable()
 
 
 def test_what_is_awaited_can_be_read_though_the_spawned_ones_are_as_many_as_are_kept(world: World) -> None:
