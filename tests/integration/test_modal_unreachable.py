@@ -69,8 +69,12 @@ async def main():
         print(type(outcome).__name__)
     await modal.close()
 asyncio.run(main())
+from airflow_provider_modal import wire
+from airflow_provider_modal.executors.task_log import TaskLogs
+answer = TaskLogs(names.ResourceNames("e")).read(wire.TaskKey("d", "t", "r", 1), "fc-1", timeout=2)
+print(answer.lines, *answer.sources)
 """,
-        "TimeoutError\n" * 7,
+        "TimeoutError\n" * 7 + "[] The log can't be read at the moment: Modal has not answered within 2 s",
     ),
 }
 
