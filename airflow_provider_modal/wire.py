@@ -21,9 +21,10 @@ Kind = Literal["task", "command", "callback", "connection_test"]
 """``task``, ``callback`` and ``connection_test``: an Airflow 3 workload as JSON; ``command``: an Airflow 2
 ``airflow tasks run`` argument list. A callback's dispatch is its id in Airflow."""
 
-Outcome = Literal["done", "failed", "obsolete"]
+Outcome = Literal["done", "failed", "not_started", "obsolete"]
 """``done``: supervised to its end, Airflow's database knows the task's state. ``failed``: the infrastructure
-failed, ``reason`` says how. ``obsolete``: Airflow refused this copy, another one counts; say nothing."""
+failed, ``reason`` says how. ``not_started``: it failed before anything of the user's ran, so another dispatch
+may do better. ``obsolete``: Airflow refused this copy, another one counts; say nothing."""
 
 Phase = Literal["claimed", "started"]
 """``claimed``: nothing of the user's ran yet, another delivery may take over. ``started``: it may have."""
@@ -177,15 +178,33 @@ class Claim:
             raise WireError(f"malformed claim: {error}") from None
 
 
-def external_executor_id(dispatch: str, call_id: str | None = None) -> str:
-    """Return the value of ``TaskInstance.external_executor_id``: ``{dispatch}/{function call id}``."""
-    return f"{dispatch}/{call_id}" if call_id else dispatch
+def external_executor_id(dispatch: str, call_id: str | None = None, origin: int | None = None) -> str:
+    """Return the value of ``TaskInstance.external_executor_id``: ``{dispatch}/{function call id}``.
+
+    :param origin: Airflow's job id of the scheduler that the worker reports to, where that is gone and
+        another one has adopted the task instance; a third part, for whoever adopts it next.
+    """
+    if not call_id:
+        return dispatch
+    return f"{dispatch}/{call_id}" if origin is None else f"{dispatch}/{call_id}/{origin}"
 
 
 def parse_external_executor_id(value: str | None) -> tuple[str | None, str | None]:
     """Return (dispatch, function call id); the latter is None where a scheduler died before writing it."""
-    dispatch, _, call_id = (value or "").partition("/")
+    dispatch, call_id, _ = _parts(value)
     return dispatch or None, call_id or None
+
+
+def origin_of(value: str | None) -> int | None:
+    """Return the third part of an external executor id, if it has one."""
+    _, _, origin = _parts(value)
+    return int(origin) if origin.isdigit() else None
+
+
+def _parts(value: str | None) -> tuple[str, str, str]:
+    dispatch, _, rest = (value or "").partition("/")
+    call_id, _, origin = rest.partition("/")
+    return dispatch, call_id, origin
 
 
 def _key(fields: Mapping[str, Any] | None, kind: Kind) -> TaskKey | None:

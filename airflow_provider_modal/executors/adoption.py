@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_modal import names, wire
-from airflow_provider_modal.executors import database, others
+from airflow_provider_modal.executors import database, others, task_call
 from airflow_provider_modal.executors.dispatcher import Dispatcher
 from airflow_provider_modal.executors.ledger import Flight, Ledger
 from airflow_provider_modal.executors.silence import Silence
@@ -29,6 +29,7 @@ class Adoption:
     :param after: seconds without a sign after which Modal is asked about a task instance.
     :param serverless: all schedulers share one partition.
     :param team: whose executor it is.
+    :param tell_call: tells Airflow a flight's external id.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Adoption:
         after: float,
         serverless: bool,
         team: str | None,
+        tell_call: Callable[[Flight], None],
     ) -> None:
         self._running = running
         self._ledger = ledger
@@ -49,6 +51,7 @@ class Adoption:
         self._after = after
         self._serverless = serverless
         self._team = team
+        self._tell_call = tell_call
 
     def task_instances(self, tis: Sequence[TaskInstance]) -> list[TaskInstance]:
         """Take over what has a dispatch; return what has none.
@@ -71,15 +74,35 @@ class Adoption:
             flight = self._ledger.of_key(ti.key)
             if flight is not None and flight.dispatch == dispatch:
                 continue
-            flight = Flight(dispatch, ti.key, last_sign=database.last_sign(ti), call_id=call_id)
+            flight = Flight(
+                dispatch,
+                ti.key,
+                last_sign=database.last_sign(ti),
+                call_id=call_id,
+                function=task_call.base_function(ti.queue),
+                since=database.queued_at(ti) or now,
+            )
             self._ledger.open(flight)
-            if not self._serverless and ti.queued_by_job_id is not None:
-                self._dispatcher.listen(names.job_partition(ti.queued_by_job_id, self._team))
+            if not self._serverless:
+                self._listen_to_former(flight, ti)
             silence = now - flight.last_sign
             # Beating hearts are not asked about: with many tasks, every run would begin with a question each.
             if call_id is None or silence > RESULT_AFTER:
                 self._silence.ask(flight, modal=silence > self._after)
         return left
+
+    def _listen_to_former(self, flight: Flight, ti: TaskInstance) -> None:
+        """Collect the end from where the worker will send it: to the scheduler that dispatched the task.
+
+        Which one that was is known only to who adopts from it directly, so the row tells whoever is next.
+        """
+        noted = wire.origin_of(ti.external_executor_id)
+        flight.origin = noted if noted is not None else ti.queued_by_job_id
+        if flight.origin is None:
+            return
+        self._dispatcher.listen(names.job_partition(flight.origin, self._team))
+        if noted is None and flight.call_id is not None:
+            self._tell_call(flight)
 
     def callbacks(self, is_queued: Callable[[Any], bool]) -> None:
         """Ask about the callbacks of schedulers that are gone, where all of them are this executor's.

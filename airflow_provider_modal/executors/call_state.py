@@ -24,12 +24,15 @@ class CallState:
     :param completion: what the worker returned.
     :param failure: why there is no completion although the call is over; for the user.
     :param known: False when Modal has no such call.
+    :param unstarted: the failure is none of the function itself, which lets no exception out: if no container
+        has claimed the dispatch, nothing of it ran.
     """
 
     over: bool
     completion: wire.Completion | None = None
     failure: str | None = None
     known: bool = True
+    unstarted: bool = False
 
 
 async def state_of(call_id: str) -> CallState:
@@ -91,7 +94,9 @@ def _cancelled(call_id: str, text: str = "") -> CallState:
 def _failed(error: BaseException) -> CallState:
     cause = ": ".join(filter(None, [type(error).__name__, str(error).strip()]))
     return CallState(
-        over=True, failure=f"the task's function call failed in Modal ({cause}); {_advice(cause)}"
+        over=True,
+        failure=f"the task's function call failed in Modal ({cause}); {_advice(cause)}",
+        unstarted=True,
     )
 
 
@@ -115,7 +120,12 @@ _ADVICE = (
 
 
 def _advice(cause: str) -> str:
-    for words, advice in _ADVICE:
+    return advice(cause) or "look at the App's logs there, then clear the task"
+
+
+def advice(cause: str) -> str | None:
+    """Return what to do about a failure of a function's containers, by its words, if they tell any."""
+    for words, known in _ADVICE:
         if words.search(cause):
-            return advice
-    return "look at the App's logs there, then clear the task"
+            return known
+    return None

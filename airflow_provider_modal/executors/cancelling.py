@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 
 from airflow_provider_modal.executors import reports
@@ -20,6 +21,8 @@ log = logging.getLogger(__name__)
 
 GRACE = 40.0
 """Seconds that a cancelled call may take to end (the worker's own grace is 30) before its container is."""
+FIRST_LOOK, LAST_LOOK = 0.2, 5.0
+"""Seconds between two looks whether a cancelled call is over: doubled from the first to the last."""
 ATTEMPTS = 5
 
 
@@ -52,6 +55,41 @@ class Cancelling:
             self._urgent.discard(dispatch)
         if call_id is not None:
             await self.finish(dispatch, call_id, GRACE)
+
+    async def take_back(self, dispatch: str, call_id: str, why: str) -> None:
+        """Have a call that waits for a container never start; reports ``NotStarted`` once that is sure.
+
+        ``Alive`` if a container has taken it meanwhile: it ends as it ends. ``Unanswered`` if nothing is
+        sure.
+
+        :param why: for the user.
+        """
+        try:
+            if await self._gateway.claim(dispatch) is None:
+                await self._gateway.note_cancel(dispatch, why)
+                await self._gateway.cancel(call_id)
+                await self._until_over(call_id)
+                if await self._gateway.claim(dispatch) is None:
+                    self._report(reports.NotStarted(dispatch, why))
+                    return
+            self._report(reports.Alive(dispatch))
+        except Exception as error:
+            reason = str(error) or type(error).__name__
+            log.warning("function call %s is not taken back from Modal yet: %s", call_id, reason)
+            self._report(reports.Unanswered(dispatch))
+
+    async def _until_over(self, call_id: str) -> None:
+        """Wait until a cancelled call is over.
+
+        :raises TimeoutError: it goes on.
+        """
+        ends = time.monotonic() + GRACE
+        pause = FIRST_LOOK
+        while not (await self._gateway.state_of(call_id)).over:
+            if time.monotonic() > ends:
+                raise TimeoutError(f"it goes on {GRACE:.0f} s after its cancellation")
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LAST_LOOK)
 
     async def finish(self, dispatch: str, call_id: str | None, seconds: float) -> None:
         """End the container of a call that is still there after ``seconds``."""

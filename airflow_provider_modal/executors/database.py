@@ -46,22 +46,42 @@ too often already. ``running``: Airflow has it running, or somebody is working o
 the dispatch is not the task instance's any more, or the task instance is in a state of its own."""
 
 
-def fresh(job_id: int | str | None, seconds: float) -> set[TaskInstanceKey]:
-    """Return the running task instances of a scheduler with a heartbeat within the last ``seconds``."""
+@dataclass(frozen=True)
+class Live:
+    """A task instance that Airflow waits for.
+
+    :param job_id: the scheduler that it belongs to.
+    :param dispatch: its current one; None before Airflow has heard of any.
+    :param fresh: it runs, and had a heartbeat lately.
+    """
+
+    job_id: int | None
+    dispatch: str | None
+    fresh: bool
+
+
+def live(seconds: float) -> dict[TaskInstanceKey, Live]:
+    """Return the task instances, of all schedulers, that are queued or running.
+
+    :param seconds: how old the last heartbeat of a fresh one may be.
+    """
     since = datetime.now(timezone.utc) - timedelta(seconds=seconds)
+    running = (TaskInstanceState.RUNNING, TaskInstanceState.RESTARTING)
     statement = select(
         TaskInstance.dag_id,
         TaskInstance.task_id,
         TaskInstance.run_id,
         TaskInstance.try_number,
         TaskInstance.map_index,
-    ).where(
-        TaskInstance.queued_by_job_id == job_id,
-        TaskInstance.state.in_((TaskInstanceState.RUNNING, TaskInstanceState.RESTARTING)),
-        TaskInstance.last_heartbeat_at > since,
-    )
+        TaskInstance.queued_by_job_id,
+        TaskInstance.external_executor_id,
+        TaskInstance.state.in_(running) & (TaskInstance.last_heartbeat_at > since),
+    ).where(TaskInstance.state.in_((TaskInstanceState.QUEUED, *running)))
     with create_session() as session:
-        return {TaskInstanceKey(*row) for row in session.execute(statement)}
+        return {
+            TaskInstanceKey(*key): Live(job_id, parse_external_executor_id(external_id)[0], bool(is_fresh))
+            for *key, job_id, external_id, is_fresh in session.execute(statement)
+        }
 
 
 def in_progress(job_id: int | str | None) -> list[tuple[TaskInstanceKey, bool]]:
@@ -231,6 +251,7 @@ def load_signs(tis: Sequence[TaskInstance]) -> None:
                 TaskInstance.last_heartbeat_at,
                 TaskInstance.queued_dttm,
                 TaskInstance.queued_by_job_id,
+                TaskInstance.queue,
             )
         )
     )
@@ -241,6 +262,11 @@ def last_sign(ti: TaskInstance) -> float:
     """Return when the database last heard of a task instance, in seconds since the epoch; 0 for never."""
     times = [ti.last_heartbeat_at, ti.queued_dttm]
     return max((time.timestamp() for time in times if time is not None), default=0.0)
+
+
+def queued_at(ti: TaskInstance) -> float | None:
+    """Return when a task instance was queued, in seconds since the epoch; None if it does not say."""
+    return ti.queued_dttm.timestamp() if ti.queued_dttm is not None else None
 
 
 def _is(key: TaskInstanceKey) -> ColumnElement[bool]:

@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import difflib
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 
-from airflow_provider_modal import airflow_settings, deployment, names
+from airflow_provider_modal import __version__, airflow_settings, deployment, names
 from airflow_provider_modal.config import EnvironmentConfig
 from airflow_provider_modal.errors import ConfigError, ModalflowError, UnreachableError
 from airflow_provider_modal.executors.function_options import FunctionOptions
 from airflow_provider_modal.executors.options import SECTION, Options
 from airflow_provider_modal.executors.task_options import TaskOptions
+from airflow_provider_modal.version_compat import airflow_version
 from airflow_provider_modal.wire import WIRE_VERSION
+
+READ_AGAIN = 30.0
+"""Seconds after which a profile that the manifest does not have is looked for there once more."""
 
 
 class Deployed:
@@ -32,6 +37,8 @@ class Deployed:
         """Why tasks can't be sent there, for the user; None while the manifest is only not read yet."""
         self._timeouts: Mapping[str, float] | None = None
         self._profiles: Mapping[str, deployment.DeployedProfile] = {}
+        self._read_at: float | None = None
+        """When the manifest was read, by the monotonic clock; None if it never has to be."""
         if config is not None:
             self._learn(config, deployment.worker_profiles(config, resources))
 
@@ -61,27 +68,57 @@ class Deployed:
         """Whether the worker profiles are known yet."""
         return self._timeouts is not None
 
+    def must_read(self, profile: str) -> bool:
+        """Whether nothing can be said about a profile before the manifest has been read (again)."""
+        if self._timeouts is None:
+            return self.problem is None
+        return (
+            profile not in self._timeouts
+            and self._read_at is not None
+            and time.monotonic() - self._read_at > READ_AGAIN
+        )
+
     def read_manifest(self) -> None:
         """Learn the worker profiles from the deployment manifest; blocks for as long as Modal takes.
 
         :raises UnreachableError: Modal did not answer.
-        :raises ModalflowError: there is no deployment, or not one of this release; ``problem`` says it too.
+        :raises ModalflowError: there is no deployment, or not one that fits this process; ``problem`` says it
+            too.
         """
         from airflow_provider_modal.volume.files import VolumeFiles
 
         try:
             manifest = deployment.read(VolumeFiles.open(self.resources))
-            if manifest.wire != WIRE_VERSION:
-                raise ModalflowError(
-                    f"environment {self.resources.env!r} was deployed by release {manifest.package} of this "
-                    "package, which speaks another version of the wire format; redeploy: modalflow create"
-                )
+            self._refuse_misfit(manifest)
             self._learn(EnvironmentConfig.from_settings(manifest.settings), manifest.profiles)
+            self._read_at = time.monotonic()
         except UnreachableError:
             raise
         except ModalflowError as error:
             self.problem = str(error)
             raise
+
+    def _refuse_misfit(self, manifest: deployment.Manifest) -> None:
+        """Refuse a deployment whose workers would not understand this scheduler, or not its database.
+
+        :raises ModalflowError: it is one.
+        """
+        compared = {
+            "release {} of this package": (manifest.package, __version__),
+            "version {} of the wire format": (str(manifest.wire), str(WIRE_VERSION)),
+            # Distributors add a local part to the version of the same Airflow.
+            "Airflow {}": (manifest.airflow.partition("+")[0], airflow_version().partition("+")[0]),
+        }
+        misfits = [
+            f"{what.format(there)}, while the scheduler has {here}"
+            for what, (there, here) in compared.items()
+            if there != here
+        ]
+        if misfits:
+            raise ModalflowError(
+                f"environment {self.resources.env!r} was deployed with {', and with '.join(misfits)}; "
+                f"redeploy: modalflow create --env {self.resources.env}"
+            )
 
     def check(self, profile: str) -> None:
         """Refuse a profile that is not deployed; anything passes while the profiles are not known.

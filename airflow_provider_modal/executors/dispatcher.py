@@ -25,7 +25,7 @@ from airflow_provider_modal.executors.gateway import Gateway
 from airflow_provider_modal.executors.metrics import Metrics
 from airflow_provider_modal.executors.options import Options
 from airflow_provider_modal.executors.outage import Outage
-from airflow_provider_modal.executors.questions import answers
+from airflow_provider_modal.executors.questions import Question, answers, ended
 from airflow_provider_modal.executors.reason_log import ReasonLog
 from airflow_provider_modal.executors.submit_errors import backoff, classify
 from airflow_provider_modal.executors.threads import on_daemon_thread
@@ -83,7 +83,7 @@ class Dispatcher:
         self._gateway = gateway
         self._options = options
         self._metrics = metrics or Metrics()
-        self._reports: deque[reports.Report] = deque()
+        self._reports: deque[reports.Report | reports.Malformed] = deque()
         self._news = threading.Event()
         self._early: list[Callable[[], None]] = []
         self._thread: threading.Thread | None = None
@@ -95,6 +95,7 @@ class Dispatcher:
         self._cancelling = Cancelling(gateway, self._report)
         self._reasons = ReasonLog(lambda: VolumeFiles.open(gateway.resources))
         self._listening: set[str] = set()
+        self._learning = False
         self._ending: asyncio.Event
         self._outage: Outage
         self._submit_slots: asyncio.Semaphore
@@ -120,15 +121,24 @@ class Dispatcher:
         self._post(lambda: self._listen(partition))
 
     def learn(self, deployed: Deployed) -> None:
-        """Read the environment's deployment manifest, until it is known."""
+        """Read the environment's deployment manifest, in the end with success; once at a time."""
         self._post(lambda: self._begin(self._learn(deployed)))
 
-    def ask(self, dispatch: str, call_id: str | None, *, modal: bool) -> None:
-        """Find out what became of a dispatch; reports ``Ended``, ``Alive``, ``Unknown`` or ``Unanswered``.
+    def ask(self, question: Question) -> None:
+        """Find out what became of a dispatch.
 
-        :param modal: ask Modal about the function call if the worker left no result; otherwise ``Alive``.
+        Reports ``Ended``, ``Alive``, ``Waiting``, ``NotStarted``, ``Unknown`` or ``Unanswered``; before it
+        ``Submitted``, if the call's id had to be looked up.
         """
-        self._post(lambda: self._begin(self._ask(dispatch, call_id, modal)))
+        self._post(lambda: self._begin(self._ask(question)))
+
+    def take_back(self, dispatch: str, call_id: str, why: str) -> None:
+        """Have a call never start that no container has taken; reports ``NotStarted``, ``Alive`` if one takes
+        it meanwhile, or ``Unanswered``.
+
+        :param why: for the user.
+        """
+        self._post(lambda: self._begin(self._cancelling.take_back(dispatch, call_id, why)))
 
     def cancel(self, dispatch: str, call_id: str | None, why: str) -> None:
         """Make sure that a dispatch doesn't run (any more); reports ``Cancelled`` once its call is over.
@@ -148,7 +158,7 @@ class Dispatcher:
         """Write into a try's log why it failed, where its worker can't; reports nothing."""
         self._post(lambda: self._begin(self._reasons.write(key, dispatch, reason)))
 
-    def drain(self) -> list[reports.Report]:
+    def drain(self) -> list[reports.Report | reports.Malformed]:
         """Take all reports made so far, oldest first."""
         # Cleared first: a report made in between sets it again.
         self._news.clear()
@@ -239,7 +249,7 @@ class Dispatcher:
         if not task.cancelled() and task.exception() is not None:
             log.error("a background task of the executor failed", exc_info=task.exception())
 
-    def _report(self, report: reports.Report) -> None:
+    def _report(self, report: reports.Report | reports.Malformed) -> None:
         self._reports.append(report)
         self._news.set()
 
@@ -337,18 +347,21 @@ class Dispatcher:
             self._outage.answered()
             for message in messages:
                 try:
-                    event = wire.Completion.from_wire(message)
+                    self._report(ended(wire.Completion.from_wire(message)))
                 except wire.WireError as error:
                     log.error("an event in partition %s was dropped: %s", partition, error)
-                    continue
-                self._report(reports.Ended.told(event))
+                    self._report(reports.Malformed(str(error)))
 
     async def _learn(self, deployed: Deployed) -> None:
+        if self._learning:
+            return
+        self._learning = True
         attempt = 0
-        while not deployed.known:
+        while True:
             try:
                 # The Volume's interface is a blocking one, and nobody is to wait for it at the end.
                 await on_daemon_thread(deployed.read_manifest, "modal-manifest")
+                break
             except Exception as error:
                 attempt += 1
                 log.log(
@@ -358,17 +371,20 @@ class Dispatcher:
                     str(error) or type(error).__name__,
                 )
                 await asyncio.sleep(backoff(attempt))
+        self._learning = False
 
-    async def _ask(self, dispatch: str, call_id: str | None, modal: bool) -> None:
+    async def _ask(self, question: Question) -> None:
         async with self._question_slots:
             try:
-                for report in await answers(self._gateway, dispatch, call_id, ask_modal=modal):
+                for report in await answers(self._gateway, question):
                     self._report(report)
             except Exception as error:
                 log.warning(
-                    "no answer from Modal about dispatch %s: %s", dispatch, str(error) or type(error).__name__
+                    "no answer from Modal about dispatch %s: %s",
+                    question.dispatch,
+                    str(error) or type(error).__name__,
                 )
-                self._report(reports.Unanswered(dispatch))
+                self._report(reports.Unanswered(question.dispatch))
 
     def _cancel(self, dispatch: str, call_id: str | None, why: str) -> None:
         progress = self._progress.get(dispatch)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -17,6 +18,7 @@ from airflow_provider_modal import names, wire
 from airflow_provider_modal.errors import ConfigError
 from airflow_provider_modal.executors.call_state import CallState, state_of
 from airflow_provider_modal.executors.function_options import FunctionOptions
+from airflow_provider_modal.executors.starts import Starts, look
 
 if TYPE_CHECKING:
     import modal
@@ -30,6 +32,8 @@ POLL_EVENTS = 500
 """How many events one answer may hold."""
 MOST_VARIANTS = 256
 """How many functions, and variants of them with options, are kept looked up."""
+STARTS_FRESH = 10.0
+"""For how many seconds the answer about a function's containers serves everybody who asks."""
 CONNECT_PATIENCE = 1.0
 """Seconds that a connection being made at the end may take."""
 
@@ -44,6 +48,7 @@ class Gateway:
         self.resources = resources
         self._rpc_timeout = rpc_timeout
         self._functions: dict[_Variant, asyncio.Task[modal.Function[Any, Any, Any]]] = {}
+        self._starts: dict[_Variant, tuple[float, asyncio.Task[Starts]]] = {}
         self._handles: tuple[modal.Dict, modal.Queue] | None = None
         self._connecting: asyncio.Task[None] | None = None
 
@@ -113,6 +118,37 @@ class Gateway:
         state, _ = self._objects()
         message = await self._in_time(lambda: state.get.aio(names.result_key(dispatch), None))
         return wire.Completion.from_wire(message) if message else None
+
+    async def claim(self, dispatch: str) -> wire.Claim | None:
+        """Return which delivery of a dispatch a container took; None if none did.
+
+        :raises WireError: it is of another version.
+        """
+        state, _ = self._objects()
+        message = await self._in_time(lambda: state.get.aio(names.claim_key(dispatch), None))
+        return wire.Claim.from_wire(message) if message else None
+
+    async def starts(self, function: str, options: FunctionOptions | None = None) -> Starts:
+        """Ask about the containers of a function; many calls may wait for the same."""
+        variant = (function, options or FunctionOptions())
+        now = time.monotonic()
+        self._starts = {
+            known: (asked, looking)
+            for known, (asked, looking) in self._starts.items()
+            if now - asked < STARTS_FRESH and not _has_failed(looking)
+        }
+        if variant not in self._starts:
+            looking = asyncio.get_running_loop().create_task(
+                self._in_time(lambda: self._look_at_starts(variant))
+            )
+            looking.add_done_callback(_has_failed)
+            self._starts[variant] = now, looking
+        return await asyncio.shield(self._starts[variant][1])
+
+    async def _look_at_starts(self, variant: _Variant) -> Starts:
+        function = await self._function(variant)
+        base = await self._function((variant[0], FunctionOptions()))
+        return await look(function, base)
 
     async def events(self, partition: str) -> list[Any]:
         """Wait for events of a partition and take them; an empty list when there were none for a while.
@@ -184,7 +220,7 @@ async def _open_client() -> None:
     await modal.Client.from_env.aio()
 
 
-def _has_failed(task: asyncio.Task[None]) -> bool:
+def _has_failed(task: asyncio.Task[Any]) -> bool:
     return task.done() and (task.cancelled() or task.exception() is not None)
 
 

@@ -6,8 +6,16 @@ Times are seconds since the epoch, because they are compared with the database's
 
 from __future__ import annotations
 
+import time
+from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
+
+from airflow_provider_modal.executors.function_options import FunctionOptions
+
+REMEMBERED = 10_000
+"""How many dispatches that are over are remembered, to tell what is heard of them later from foreign ones."""
 
 
 @dataclass
@@ -19,6 +27,13 @@ class Flight:
     :param last_sign: when something last showed that the dispatch lives.
     :param question: a question about it (or its submission) waits for Modal's answer.
     :param doubtful: Modal may have two function calls of it, of which one runs.
+    :param function: name of the function that is called, if it is known.
+    :param options: what of the function the task wants otherwise.
+    :param origin: Airflow's job id of the scheduler whose partition gets its end, if that is another one.
+    :param since: when its waiting for a container began: the submission, or the transition to ``queued``.
+    :param pause: seconds until it is asked about again although nothing changed; 0 for the usual interval.
+    :param give_up: why it fails once its call is taken back; None if it is then dispatched again.
+    :param moved_on: Airflow's database says that nobody waits for it any more.
     """
 
     dispatch: str
@@ -27,6 +42,13 @@ class Flight:
     call_id: str | None = None
     question: bool = False
     doubtful: bool = False
+    function: str | None = None
+    options: FunctionOptions = field(default_factory=FunctionOptions)
+    origin: int | None = None
+    since: float = field(default_factory=time.time)
+    pause: float = 0.0
+    give_up: str | None = None
+    moved_on: bool = False
 
 
 class Ledger:
@@ -35,6 +57,7 @@ class Ledger:
     def __init__(self) -> None:
         self._by_dispatch: dict[str, Flight] = {}
         self._by_key: dict[Hashable, Flight] = {}
+        self._former: OrderedDict[str, Literal["late_events", "repeated_events"]] = OrderedDict()
         self.replaced = 0
         """Flights that another dispatch of the same key took over from."""
 
@@ -49,6 +72,7 @@ class Ledger:
         former = self._by_key.get(flight.key)
         if former is not None and former.dispatch != flight.dispatch:
             del self._by_dispatch[former.dispatch]
+            self._remember(former.dispatch, "late_events")
             self.replaced += 1
         self._by_key[flight.key] = flight
         self._by_dispatch[flight.dispatch] = flight
@@ -61,12 +85,26 @@ class Ledger:
         """Return the current flight of a task instance's try."""
         return self._by_key.get(key)
 
-    def close(self, key: Hashable) -> Flight | None:
-        """Forget the current flight of ``key`` and return it."""
+    def close(self, key: Hashable, *, ended: bool = False) -> Flight | None:
+        """Forget the current flight of ``key`` and return it.
+
+        :param ended: its end is known; otherwise nobody waits for that any more.
+        """
         flight = self._by_key.pop(key, None)
         if flight is not None:
             del self._by_dispatch[flight.dispatch]
+            self._remember(flight.dispatch, "repeated_events" if ended else "late_events")
         return flight
+
+    def dropped_as(self, dispatch: str) -> Literal["late_events", "repeated_events", "foreign_events"]:
+        """Return as what the end of a dispatch counts that is no flight (any more); see ``counters``."""
+        return self._former.get(dispatch, "foreign_events")
+
+    def _remember(self, dispatch: str, kind: Literal["late_events", "repeated_events"]) -> None:
+        self._former[dispatch] = kind
+        self._former.move_to_end(dispatch)
+        if len(self._former) > REMEMBERED:
+            self._former.popitem(last=False)
 
     def waiting(self) -> int:
         """Return how many flights wait for an answer of Modal: submissions and questions."""
@@ -77,7 +115,7 @@ class Ledger:
         return [
             flight
             for flight in self._by_dispatch.values()
-            if not flight.question and now - flight.last_sign > after
+            if not flight.question and now - flight.last_sign > max(after, flight.pause)
         ]
 
     def touch(self, keys: Iterable[Hashable], now: float) -> None:
@@ -86,3 +124,4 @@ class Ledger:
             flight = self._by_key.get(key)
             if flight is not None:
                 flight.last_sign = now
+                flight.pause = 0.0

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ from airflow_provider_modal.errors import ModalflowError
 from airflow_provider_modal.executors import task_call, task_log, task_options
 from airflow_provider_modal.executors.af3 import Airflow3Executor
 from airflow_provider_modal.executors.cancellations import Cancellations
+from airflow_provider_modal.executors.counters import Counters
 from airflow_provider_modal.executors.deployed import Deployed
 from airflow_provider_modal.executors.dispatcher import Dispatcher
 from airflow_provider_modal.executors.gateway import Gateway
@@ -71,8 +71,7 @@ class ModalExecutor(Airflow3Executor):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.ledger = Ledger()
-        self.counters: Counter[str] = Counter()
-        """Events that led to nothing, by cause: ``foreign_events``; for tests and ``debug_dump``."""
+        self.counters = Counters()
         self._options: Options | None = None
         self._deployed: Deployed | None = None
         self._dispatcher: Dispatcher | None = None
@@ -121,18 +120,28 @@ class ModalExecutor(Airflow3Executor):
         from airflow_provider_modal.executors.outcomes import Outcomes
         from airflow_provider_modal.executors.silence import Silence
         from airflow_provider_modal.executors.slots import SlotDrift
+        from airflow_provider_modal.executors.waiting import Waiting
 
         self._dispatcher = dispatcher
         self._slot_drift = SlotDrift(self.job_id, self._metrics, options.silent_after)
-        self._silence = Silence(self.ledger, dispatcher, self.job_id, options.silent_after, self.counters)
         self._telling = Telling(self._task_events, self._metrics, dispatcher.explain)
-        self._outcomes = Outcomes(
+        self._silence = Silence(
+            self.ledger,
+            dispatcher,
+            self.job_id,
+            options.silent_after,
+            self.counters,
+            forget=lambda flight: outcomes.forget(flight),
+        )
+        self._outcomes = outcomes = Outcomes(
             self,
             self.ledger,
             self._cancellations,
             self.counters,
             alive=self._silence.alive,
             telling=self._telling,
+            waiting=Waiting(dispatcher, options, self.counters),
+            cancel=lambda flight, why: self._cancel(flight.key, flight.dispatch, flight.call_id, why),
         )
         self._adoption = Adoption(
             self.running,
@@ -142,6 +151,7 @@ class ModalExecutor(Airflow3Executor):
             after=options.silent_after,
             serverless=options.serverless,
             team=self.team_name,
+            tell_call=outcomes.tell_call,
         )
 
     def _make_dispatcher(self, deployed: Deployed, options: Options) -> Dispatcher:
@@ -197,8 +207,9 @@ class ModalExecutor(Airflow3Executor):
         if isinstance(workload, workloads.ExecuteTask):
             try:
                 task_options.read(workload.ti.executor_config)
-                if self._deployed is not None:
-                    self._deployed.check(task_call.profile(workload))
+                profile = task_call.profile(workload)
+                if self._deployed is not None and not self._deployed.must_read(profile):
+                    self._deployed.check(profile)
             except Exception as error:
                 why = str(error)
                 if not isinstance(error, ModalflowError):
@@ -224,8 +235,9 @@ class ModalExecutor(Airflow3Executor):
         before = len(self.ledger)
         for workload in workload_items:
             key = workload.key
-            if not self._deployed.known and self._deployed.problem is None:
-                # What the environment looks like is being read; the workload stays queued until then.
+            if self._deployed.must_read(task_call.profile(workload)):
+                # The workload stays queued until then.
+                self._dispatcher.learn(self._deployed)
                 continue
             self.take_out(key)
             self.running.add(key)
@@ -240,7 +252,16 @@ class ModalExecutor(Airflow3Executor):
                     key, f"the workload can't be sent to Modal: {type(error).__name__}: {error}"
                 )
                 continue
-            self.ledger.open(Flight(submission.call.dispatch, key, last_sign=time.time(), question=True))
+            self.ledger.open(
+                Flight(
+                    submission.call.dispatch,
+                    key,
+                    last_sign=time.time(),
+                    question=True,
+                    function=submission.function,
+                    options=submission.options,
+                )
+            )
             self._dispatcher.submit(submission)
         if len(self.ledger) > before:
             new = len(self.ledger) - before

@@ -32,6 +32,8 @@ class Options:
     :param submit_deadline: how long handing over a task call is repeated while Modal does not answer.
     :param end_timeout: how long a stopping scheduler waits for calls that are being handed over.
     :param silent_after: after how long without any sign of a dispatch Modal is asked about it.
+    :param start_timeout: for how long containers may end before they take the call that waits for them.
+    :param capacity_timeout: how long a call may wait at Modal for a container to be had.
     """
 
     environment: str | None = None
@@ -41,6 +43,8 @@ class Options:
     submit_deadline: float = 300.0
     end_timeout: float = 10.0
     silent_after: float = 60.0
+    start_timeout: float = 120.0
+    capacity_timeout: float = 43200.0
 
     @classmethod
     def read(cls, configuration: Configuration) -> Options:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
 
@@ -17,9 +16,11 @@ from airflow.utils.state import TaskInstanceState
 from airflow_provider_modal import wire
 from airflow_provider_modal.executors import database, others, reports
 from airflow_provider_modal.executors.cancellations import Cancellations
+from airflow_provider_modal.executors.counters import Counters
 from airflow_provider_modal.executors.ledger import Flight, Ledger
 from airflow_provider_modal.executors.task_events import storable
 from airflow_provider_modal.executors.telling import Telling
+from airflow_provider_modal.executors.waiting import Waiting
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,9 @@ class Events(Protocol):
 class Outcomes:
     """Applies reports to an executor.
 
-    :param counters: counts events of dispatches that are none of ours: ``foreign_events``.
+    :param counters: counts what is dropped, and what is dispatched again.
+    :param waiting: decides about calls that no container takes.
+    :param cancel: has the call of a flight ended, for a reason.
     :param alive: returns the running task instances with a recent heartbeat.
     :param telling: tells people.
     """
@@ -52,9 +55,11 @@ class Outcomes:
         events: Events,
         ledger: Ledger,
         cancellations: Cancellations,
-        counters: Counter[str],
+        counters: Counters,
         alive: Callable[[], Collection[TaskInstanceKey]],
         telling: Telling,
+        waiting: Waiting,
+        cancel: Callable[[Flight, str], None],
     ) -> None:
         self._events = events
         self._ledger = ledger
@@ -62,10 +67,15 @@ class Outcomes:
         self._counters = counters
         self._alive = alive
         self._telling = telling
+        self._waiting = waiting
+        self._cancel = cancel
 
-    def apply(self, news: Sequence[reports.Report]) -> None:
+    def apply(self, news: Sequence[reports.Report | reports.Malformed]) -> None:
         """Apply reports in their order; one that can't be processed doesn't keep back the others."""
         for report in news:
+            if isinstance(report, reports.Malformed):
+                self._counters["malformed_events"] += 1
+                continue
             if isinstance(report, reports.Cancelled):
                 self._cancellations.over(report.dispatch)
                 continue
@@ -73,6 +83,8 @@ class Outcomes:
             if flight is None:
                 if isinstance(report, reports.Ended):
                     self._ended_elsewhere(report)
+                elif isinstance(report, reports.NotStarted):
+                    self._drop(report)
                 continue
             try:
                 self._apply_one(flight, report)
@@ -97,21 +109,47 @@ class Outcomes:
         if isinstance(report, reports.Submitted):
             flight.call_id = report.call_id
             flight.doubtful |= report.doubtful
+            flight.since = time.time()
             _answered(flight)
             self._telling.submitted(flight.key, report.call_id)
-            if isinstance(flight.key, TaskInstanceKey):
-                external_id = wire.external_executor_id(flight.dispatch, report.call_id)
-                self._events.change_state(
-                    flight.key, TaskInstanceState.QUEUED, external_id, remove_running=False
-                )
+            self.tell_call(flight)
         elif isinstance(report, reports.NotSubmitted):
             self._finish(flight, report.reason)
         elif isinstance(report, reports.Ended):
             self._ended(flight, report)
         elif isinstance(report, reports.Unknown):
             self._settle(flight, report.reason, lost=report.lost)
+        elif isinstance(report, reports.NotStarted):
+            self._not_started(flight, report.reason)
+        elif isinstance(report, reports.Waiting):
+            if flight.moved_on:
+                self._let_go(flight)
+            else:
+                self._waiting.judge(flight, report.starts)
         else:
             _answered(flight)
+
+    def tell_call(self, flight: Flight) -> None:
+        """Have Airflow write down a flight's function call."""
+        if isinstance(flight.key, TaskInstanceKey):
+            external_id = wire.external_executor_id(flight.dispatch, flight.call_id, flight.origin)
+            self._events.change_state(flight.key, TaskInstanceState.QUEUED, external_id, remove_running=False)
+
+    def _not_started(self, flight: Flight, why: str) -> None:
+        """Nothing of it ran: another dispatch may do better."""
+        if flight.give_up is not None:
+            self._finish(flight, flight.give_up)
+        elif isinstance(flight.key, TaskInstanceKey):
+            self._settle(flight, why)
+        else:
+            # Of what is no task nobody counts the repetitions.
+            self._finish(flight, why)
+
+    def _let_go(self, flight: Flight) -> None:
+        """Somebody cleared, marked or deleted the task before a container took it."""
+        self._counters["moved_on"] += 1
+        self._cancel(flight, "Airflow no longer waits for the task: it was cleared, marked or deleted")
+        self.forget(flight)
 
     def _ended(self, flight: Flight, report: reports.Ended) -> None:
         if report.lost_container is not None:
@@ -140,28 +178,31 @@ class Outcomes:
             if failure is not None:
                 self._finish(flight, failure)
             else:
-                self._forget(flight)
+                self.forget(flight)
             return
         settlement = database.settle(flight.key, flight.dispatch, why, lost=lost)
         log.info("dispatch %s of %s: %s; %s", flight.dispatch, flight.key, why, settlement)
         if settlement == "exhausted":
             self._finish(
                 flight,
-                f"the task was handed to Modal {database.MOST_REQUEUES + 1} times and lost each time, the "
-                f"last time because {why}; look at the App's logs in Modal, then clear the task",
+                f"the task was handed to Modal {database.MOST_REQUEUES + 1} times and did not start, the "
+                f"last time because {why}; clear the task once that is mended",
             )
         elif settlement == "running":
             # Its heartbeats are watched by Airflow, which fails it when they stop and so frees the slot.
             _answered(flight)
         else:
-            self._forget(flight)
+            if settlement == "requeued":
+                self._counters["dispatched_again"] += 1
+            self.forget(flight)
 
-    def _forget(self, flight: Flight) -> None:
+    def forget(self, flight: Flight) -> None:
+        """Free the slot of a flight without an event."""
         self._ledger.close(flight.key)
         self._events.running.discard(flight.key)
 
     def _finish(self, flight: Flight, failure: str | None = None, *, in_log: bool = False) -> None:
-        self._ledger.close(flight.key)
+        self._ledger.close(flight.key, ended=True)
         if failure is None:
             self._events.success(flight.key)
         else:
@@ -171,13 +212,17 @@ class Outcomes:
         """Something ended that is not on its way here: a callback of a scheduler that is gone, or a copy."""
         callback = others.callback_of(report)
         if callback is None:
-            self._counters["foreign_events"] += 1
+            self._drop(report)
         elif report.outcome == "done":
             self._events.success(callback)
         else:
             self._events.fail(callback, info=storable(report.reason or ""))
 
+    def _drop(self, report: reports.Report) -> None:
+        self._counters[self._ledger.dropped_as(report.dispatch)] += 1
+
 
 def _answered(flight: Flight) -> None:
     flight.question = False
     flight.last_sign = time.time()
+    flight.give_up = None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from airflow_provider_modal.executors.starts import Starts
 from airflow_provider_modal.wire import Completion, Kind, Outcome
 
 
@@ -68,6 +69,23 @@ class Alive(Report):
 
 
 @dataclass(frozen=True)
+class Waiting(Report):
+    """Asked for: Modal has the call, and no container has taken it yet.
+
+    :param starts: what is known about the function's containers; None if its name is not.
+    """
+
+    starts: Starts | None = None
+
+
+@dataclass(frozen=True)
+class NotStarted(Report):
+    """Nothing of it ran, and nothing of it will: the call failed or was taken back, for a ``reason``."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class Unknown(Report):
     """Asked for: Modal has no such call, or none was ever noted for this dispatch.
 
@@ -82,6 +100,16 @@ class Unknown(Report):
 @dataclass(frozen=True)
 class Unanswered(Report):
     """Asked for, but Modal did not answer; to be asked again later."""
+
+
+@dataclass(frozen=True)
+class Malformed:
+    """Something in the event Queue is no completion; it was dropped.
+
+    :param problem: what is wrong with it.
+    """
+
+    problem: str
 
 
 @dataclass(frozen=True)

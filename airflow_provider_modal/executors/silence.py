@@ -1,19 +1,22 @@
 """Which dispatches gave no sign for too long, so that Modal has to be asked about them?
 
-Used on the scheduler's thread.
+One statement tells of all of them, at most once per interval however many there are. Used on the scheduler's
+thread.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
+from collections.abc import Callable
 
 from airflow.models.taskinstancekey import TaskInstanceKey
 
 from airflow_provider_modal.executors import database
+from airflow_provider_modal.executors.counters import Counters
 from airflow_provider_modal.executors.dispatcher import Dispatcher
 from airflow_provider_modal.executors.ledger import Flight, Ledger
+from airflow_provider_modal.executors.questions import Question
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +26,8 @@ class Silence:
 
     :param job_id: of the scheduler, whose task instances these are.
     :param after: seconds without a sign after which Modal is asked.
-    :param counters: counts the questions: ``silent_checks``.
+    :param counters: counts ``silent_looks`` and ``silent_checks``.
+    :param forget: frees the slot of a flight that another scheduler has adopted.
     """
 
     def __init__(
@@ -32,13 +36,15 @@ class Silence:
         dispatcher: Dispatcher,
         job_id: int | str | None,
         after: float,
-        counters: Counter[str],
+        counters: Counters,
+        forget: Callable[[Flight], None],
     ) -> None:
         self._ledger = ledger
         self._dispatcher = dispatcher
         self._job_id = job_id
         self._after = after
         self._counters = counters
+        self._forget = forget
         self._next_look = 0.0
 
     def look(self) -> None:
@@ -47,20 +53,35 @@ class Silence:
         if now < self._next_look or not self._ledger.silent(now, self._after):
             return
         self._next_look = now + self._after / 4
+        self._counters["silent_looks"] += 1
+        live: dict[TaskInstanceKey, database.Live] | None = None
         try:
-            self._ledger.touch(self.alive(), now)
+            live = database.live(self._after)
+            self._ledger.touch((key for key, task in live.items() if task.fresh), now)
         except Exception:
             # Asking Modal about all of them is right as well, only more work.
             log.exception("the database does not tell which tasks are alive")
         for flight in self._ledger.silent(now, self._after):
+            if live is not None and isinstance(flight.key, TaskInstanceKey):
+                task = live.get(flight.key)
+                flight.moved_on = task is None or task.dispatch not in (None, flight.dispatch)
+                if task is not None and not flight.moved_on and self._is_anothers(task):
+                    log.warning("another scheduler has adopted %s, which was on its way here", flight.key)
+                    self._forget(flight)
+                    continue
             self._counters["silent_checks"] += 1
             self.ask(flight, modal=True)
 
     def alive(self) -> set[TaskInstanceKey]:
         """Return the running task instances with a recent heartbeat; reads the database."""
-        return database.fresh(self._job_id, self._after)
+        return {key for key, task in database.live(self._after).items() if task.fresh}
 
     def ask(self, flight: Flight, *, modal: bool) -> None:
         """Ask what became of a flight; see ``Dispatcher.ask``."""
         flight.question = True
-        self._dispatcher.ask(flight.dispatch, flight.call_id, modal=modal)
+        self._dispatcher.ask(
+            Question(flight.dispatch, flight.call_id, modal, flight.function, flight.options)
+        )
+
+    def _is_anothers(self, task: database.Live) -> bool:
+        return None not in (task.job_id, self._job_id) and str(task.job_id) != str(self._job_id)

@@ -9,6 +9,7 @@ from airflow.configuration import conf
 from airflow.executors import workloads
 
 from airflow_provider_modal import names, wire
+from airflow_provider_modal.errors import ConfigError
 from airflow_provider_modal.executors import task_options
 from airflow_provider_modal.executors.deployed import Deployed
 from airflow_provider_modal.executors.dispatcher import Submission
@@ -51,9 +52,20 @@ def submission(
 
 def profile(workload: ExecutorWorkload) -> str:
     """Return the worker profile that a workload is for."""
-    default_queue = conf.get("operators", "default_queue", fallback=names.DEFAULT_PROFILE)
     # A task names its queue, a connection test, too; callbacks don't.
-    queue = getattr(getattr(workload, "ti", workload), "queue", None)
+    return _profile(getattr(getattr(workload, "ti", workload), "queue", None))
+
+
+def base_function(queue: str | None) -> str | None:
+    """Return the function that runs the tasks of a queue, before any options; None if there can't be one."""
+    try:
+        return names.task_function(_profile(queue))
+    except ConfigError:
+        return None
+
+
+def _profile(queue: str | None) -> str:
+    default_queue = conf.get("operators", "default_queue", fallback=names.DEFAULT_PROFILE)
     return task_options.profile_of_queue(queue, default_queue)
 
 

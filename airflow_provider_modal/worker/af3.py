@@ -127,8 +127,11 @@ def supervise(workload: str, lost_container: str | None = None) -> dict[str, Any
         if transport.start_refused is not None:
             return ended("obsolete", f"Airflow refused to start this copy: {transport.start_refused}")
         log.exception("Airflow's supervisor failed")
-        what = "failed while the task ran" if transport.started else "could not start the task"
-        return ended("failed", f"Airflow's supervisor {what}: {type(error).__name__}: {error}")
+        cause = f"{type(error).__name__}: {error}"
+        if not transport.started:
+            # Should Airflow have noted the start all the same, the executor finds the task running there.
+            return ended("not_started", f"Airflow's supervisor could not start the task: {cause}")
+        return ended("failed", f"Airflow's supervisor failed while the task ran: {cause}")
     if transport.taken_back is not None:
         # Its state in the database is somebody's decision; "failed" would overrule it, and a task that was
         # cleared while it ran would not be run again.

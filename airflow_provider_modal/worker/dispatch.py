@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_modal import airflow_settings, names, version_compat, wire
 from airflow_provider_modal.container import identity
-from airflow_provider_modal.container.zygote import Outcome, Zygote
-from airflow_provider_modal.errors import ModalflowError
+from airflow_provider_modal.container.zygote import Outcome, Zygote, ZygoteError
+from airflow_provider_modal.errors import ModalflowError, UnreachableError
 from airflow_provider_modal.log import tail
 from airflow_provider_modal.log.task_log import TaskLog
 from airflow_provider_modal.volume import dag_versions
@@ -159,7 +159,8 @@ class _Run:
         reason = completion.reason
         log.info("dispatch %s: %s%s", self.call.dispatch, completion.outcome, f": {reason}" if reason else "")
         if reason is not None:
-            self.log.note("error" if completion.outcome == "failed" else "info", reason)
+            failed = completion.outcome in ("failed", "not_started")
+            self.log.note("error" if failed else "info", reason)
         self.log.end()
         self.container.report(
             completion, partition=self.call.partition, wakes_scheduler=self.call.wakes_scheduler
@@ -180,11 +181,15 @@ class _Run:
                 # event that is repeated is one of a dispatch that its executor no longer knows.
                 return verdict.reported
             outcome, reason = self._run(verdict)
+        except (UnreachableError, ZygoteError) as error:
+            # Of this container, or of this moment.
+            outcome, reason = "not_started", str(error)
         except ModalflowError as error:
             outcome, reason = "failed", str(error)
         except Exception as error:
             log.exception("dispatch %s failed", self.call.dispatch)
-            outcome, reason = "failed", f"the worker failed: {type(error).__name__}: {error}"
+            outcome = "failed" if self.supervised else "not_started"
+            reason = f"the worker failed: {type(error).__name__}: {error}"
         finally:
             self.cancelled.interruptible = False
         if outcome == "failed" and reason is not None and self.call.log_lines:

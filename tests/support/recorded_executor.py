@@ -19,6 +19,7 @@ from airflow_provider_modal.executors import ModalExecutor, reports
 from airflow_provider_modal.executors.deployed import Deployed
 from airflow_provider_modal.executors.dispatcher import Dispatcher, Submission
 from airflow_provider_modal.executors.options import Options
+from airflow_provider_modal.executors.questions import Question
 from airflow_provider_modal.executors.task_events import TaskEvent
 
 
@@ -41,8 +42,11 @@ class RecordedDispatcher(Dispatcher):
     def submit(self, submission: Submission) -> None:
         self.orders.append(("submit", submission))
 
-    def ask(self, dispatch: str, call_id: str | None, *, modal: bool) -> None:
-        self.orders.append(("ask", dispatch, call_id, modal))
+    def ask(self, question: Question) -> None:
+        self.orders.append(("ask", question.dispatch, question.call_id, question.modal))
+
+    def take_back(self, dispatch: str, call_id: str, why: str) -> None:
+        self.orders.append(("take_back", dispatch, call_id, why))
 
     def cancel(self, dispatch: str, call_id: str | None, why: str) -> None:
         assert why
@@ -152,6 +156,7 @@ def task_instance(task_id: str = "t", **values: Any) -> Any:
         "last_heartbeat_at": None,
         "queued_dttm": None,
         "queued_by_job_id": 3,
+        "queue": "default",
         **values,
     }
     return SimpleNamespace(**fields)

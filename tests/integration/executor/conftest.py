@@ -45,7 +45,7 @@ def settings(modal_server: LocalModal, monkeypatch: pytest.MonkeyPatch) -> Itera
     import modal
     from modal.client import _Client
 
-    from airflow_provider_modal.config import EnvironmentConfig
+    from airflow_provider_modal.config import EnvironmentConfig, WorkerProfile
     from airflow_provider_modal.names import ResourceNames
 
     for name, value in modal_server.env.items():
@@ -58,9 +58,9 @@ def settings(modal_server: LocalModal, monkeypatch: pytest.MonkeyPatch) -> Itera
         "SUBMIT_DEADLINE": "60",
     }.items():
         monkeypatch.setenv(f"AIRFLOW__MODAL__{name}", value)
-    monkeypatch.setenv(
-        "MODALFLOW_SETTINGS", json.dumps(EnvironmentConfig(connection_string="").to_settings())
-    )
+    profiles = {name: WorkerProfile() for name in ("default", "broken", "scarce")}
+    config = EnvironmentConfig(connection_string="", workers=profiles)
+    monkeypatch.setenv("MODALFLOW_SETTINGS", json.dumps(config.to_settings()))
     # No scheduler has been here before; what one leaves is tested with a real database.
     monkeypatch.setattr("airflow_provider_modal.executors.database.open_cancellations", lambda seconds: [])
     monkeypatch.setattr("airflow_provider_modal.executors.database.open_callbacks", lambda: [])

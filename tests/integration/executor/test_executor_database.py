@@ -29,7 +29,7 @@ class Rows:
             cursor.execute(statement, values)
             return cursor.fetchall() if cursor.description else []
 
-    def task(self, state: str, external_id: str | None, **values: Any) -> None:
+    def task(self, state: str | None, external_id: str | None, **values: Any) -> None:
         from airflow.models.taskinstance import TaskInstance
 
         columns = {
@@ -206,7 +206,7 @@ def test_what_modal_never_took_is_queued_again_for_as_long_as_it_takes(rows: Row
     ]
 
 
-def test_fresh_is_what_runs_for_this_scheduler_with_a_heartbeat(rows: Rows) -> None:
+def test_live_is_what_airflow_waits_for_and_fresh_what_had_a_heartbeat(rows: Rows) -> None:
     from airflow_provider_modal.executors import database
 
     now = datetime.now(timezone.utc)
@@ -214,8 +214,15 @@ def test_fresh_is_what_runs_for_this_scheduler_with_a_heartbeat(rows: Rows) -> N
     rows.task("running", "d2/fc-2", task_id="stale", last_heartbeat_at=now - timedelta(seconds=90))
     rows.task("queued", "d3/fc-3", task_id="waits", last_heartbeat_at=now)
     rows.task("running", "d4/fc-4", task_id="foreign", last_heartbeat_at=now, queued_by_job_id=None)
-    assert database.fresh(1, 60) == {KEY}
-    assert database.fresh(2, 60) == set()
+    for task_id, state in {"ended": "success", "deferred": "deferred", "cleared": None}.items():
+        rows.task(state, "d5/fc-5", task_id=task_id, last_heartbeat_at=now)
+    found = {key.task_id: task for key, task in database.live(60).items()}
+    assert found == {
+        "t": database.Live(1, "d1", True),
+        "stale": database.Live(1, "d2", False),
+        "waits": database.Live(1, "d3", False),
+        "foreign": database.Live(None, "d4", True),
+    }
 
 
 class Adopting:
@@ -234,7 +241,7 @@ class Adopting:
         self.executor = ModalExecutor(parallelism=4)
         Adopting.made.append(self)
         self.dispatcher = SimpleNamespace(
-            ask=lambda dispatch, call_id, modal: self.orders.append((dispatch, call_id, modal)),
+            ask=lambda question: self.orders.append((question.dispatch, question.call_id, question.modal)),
             cancel=lambda dispatch, call_id, why: self.orders.append(("cancel", dispatch, call_id)),
             finish_cancel=lambda *order: self.orders.append(("finish", *order)),
             explain=lambda key, dispatch, reason: self.orders.append(("explain", dispatch)),

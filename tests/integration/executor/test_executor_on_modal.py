@@ -33,6 +33,7 @@ def task_instance(task_id: str, external_executor_id: str | None, **values: Any)
         "last_heartbeat_at": None,
         "queued_dttm": datetime.now(timezone.utc),
         "queued_by_job_id": None,
+        "queue": "default",
         **values,
     }
     return SimpleNamespace(**fields)
@@ -42,7 +43,11 @@ def task_instance(task_id: str, external_executor_id: str | None, **values: Any)
 def no_database(monkeypatch: pytest.MonkeyPatch) -> None:
     # These tasks are in no database; what it contributes is tested with real rows in a file of its own.
     monkeypatch.setattr("airflow_provider_modal.executors.database.object_session", lambda ti: None)
-    monkeypatch.setattr("airflow_provider_modal.executors.database.fresh", lambda job_id, seconds: set())
+
+    def away(seconds: float) -> None:
+        raise ConnectionError("no database")
+
+    monkeypatch.setattr("airflow_provider_modal.executors.database.live", away)
 
 
 def test_tasks_run_and_their_ends_come_back(loop: Any, state_dict: Any) -> None:
@@ -311,7 +316,7 @@ def test_elsewhere_tasks_run_once_the_deployment_is_known(
     ("release", "told"),
     [
         (None, "no deployment manifest"),
-        (99, "another version of the wire format; redeploy: modalflow create"),
+        (99, "version 99 of the wire format, while the scheduler has 1; redeploy: modalflow create"),
     ],
 )
 def test_elsewhere_a_deployment_that_does_not_fit_is_told(

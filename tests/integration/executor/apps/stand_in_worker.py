@@ -12,6 +12,9 @@ from airflow_provider_modal import names, wire
 
 ENV = "stand-in"
 LOOKED_AT = ("FROM_TASK_SECRET", "SHARED", "MODALFLOW_ROLE", "FROM_FUNCTION")
+if os.environ.get("LACKS_A_PACKAGE"):
+    import no_such_package  # noqa: F401
+
 resources = names.ResourceNames(ENV)
 app = modal.App(resources.app)
 state = modal.Dict.from_name(resources.state_dict, create_if_missing=True)
@@ -23,6 +26,8 @@ def work(message: dict[str, Any]) -> dict[str, Any]:
     call = wire.TaskCall.from_wire(message)
     call_id = modal.current_function_call_id()
     starts[f"{call.dispatch}/{call_id}"] = time.time()
+    container = str(os.environ.get("MODAL_TASK_ID"))
+    state[names.claim_key(call.dispatch)] = wire.Claim(call_id, "started", container, time.time()).to_wire()
     what, _, _ = call.key.task_id.partition("-")
     if what == "look":
         starts[f"look/{call.dispatch}"] = {name: os.environ.get(name) for name in LOOKED_AT}
@@ -38,13 +43,15 @@ def work(message: dict[str, Any]) -> dict[str, Any]:
         outcome, reason = "failed", "out of memory: the container was killed"
     if what == "obsolete":
         outcome = "obsolete"
+    if what == "unready":
+        outcome, reason = "not_started", "the container's Airflow process could not start"
     completion = wire.Completion(
         dispatch=call.dispatch,
         key=call.key,
         outcome=outcome,
         reason=reason,
         call_id=call_id,
-        container=os.environ.get("MODAL_TASK_ID"),
+        container=container,
         started_at=time.time(),
         ended_at=time.time(),
     ).to_wire()
@@ -65,3 +72,7 @@ execute_task = app.function(
     memory=(256, 512),
     env={"FROM_FUNCTION": "yes"},
 )(work)
+app.function(name=names.task_function("broken"), image=image, env={"LACKS_A_PACKAGE": "yes"}, timeout=600)(
+    work
+)
+app.function(name=names.task_function("scarce"), image=image, max_containers=1, timeout=600)(work)
