@@ -177,8 +177,9 @@ def stand_in_starts(settings: pytest.MonkeyPatch) -> Callable[[str], list[str]]:
     """Returns the function calls that started a dispatch, by the stand-in's own record."""
     import modal
 
+    record = modal.Dict.from_name("stand-in-starts", create_if_missing=True)
+
     def started(dispatch: str) -> list[str]:
-        record = modal.Dict.from_name("stand-in-starts")
         return [key.partition("/")[2] for key in list(record.keys()) if key.startswith(dispatch)]
 
     return started
