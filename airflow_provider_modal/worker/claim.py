@@ -152,6 +152,26 @@ def claim(state: State, call: wire.TaskCall, token: str, container: str) -> Verd
     return verdict
 
 
+def reported_meanwhile(state: State, call: wire.TaskCall, verdict: Verdict) -> Verdict | None:
+    """Look once more, right before a later delivery starts, whether the former one has reported its end.
+
+    One that is preempted before it could start anything reports that as well, and the scheduler may have
+    queued the task's next try by now: Airflow's compare-and-set would take this delivery for that try's.
+    """
+    if verdict.claim.deliveries == 1:
+        return None
+    try:
+        raw = patiently("read the dispatch's result", lambda: state.get(names.result_key(call.dispatch)))
+        reported = wire.Completion.from_wire(raw) if raw is not None else None
+    except (GaveUpError, wire.WireError) as error:
+        log.warning("%s; Airflow's database decides alone whether this copy may run", error)
+        return None
+    if reported is None:
+        return None
+    reason = f"container {reported.container} has reported the end of this dispatch meanwhile; it is not run"
+    return replace(verdict, run=False, reason=reason, reported=reported)
+
+
 @contextmanager
 def started(
     state: State,

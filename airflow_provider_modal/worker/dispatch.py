@@ -171,16 +171,20 @@ class _Run:
     def _completion(self) -> wire.Completion:
         """Run it, unless a former delivery has, and return how it ended."""
         outcome: wire.Outcome
+        env: dict[str, str] = {}
         try:
             self.cancelled.interruptible = True
             verdict = self._claim()
             self.lost_container = verdict.lost_container
+            if verdict.reported is None and verdict.run:
+                env = self._prepare()
+                verdict = claim.reported_meanwhile(self.container.state, self.call, verdict) or verdict
             if verdict.reported is not None:
                 self.log.note("info", str(verdict.reason))
                 # Reported once more: its container may have been lost between the result and the event. An
                 # event that is repeated is one of a dispatch that its executor no longer knows.
                 return verdict.reported
-            outcome, reason = self._run(verdict)
+            outcome, reason = self._run(verdict, env) if verdict.run else self._not_run(verdict)
         except (UnreachableError, ZygoteError) as error:
             # Of this container, or of this moment.
             outcome, reason = "not_started", str(error)
@@ -218,14 +222,19 @@ class _Run:
         token = str(uuid.uuid4())
         return claim.claim(self.container.state, self.call, token, self.container.id)
 
-    def _run(self, verdict: claim.Verdict) -> tuple[wire.Outcome, str | None]:
-        if not verdict.run and verdict.obsolete:
+    def _not_run(self, verdict: claim.Verdict) -> tuple[wire.Outcome, str | None]:
+        if verdict.obsolete:
             return "obsolete", verdict.reason
-        if not verdict.run:
-            return "failed", self._lost(verdict)
+        return "failed", self._lost(verdict)
+
+    def _prepare(self) -> dict[str, str]:
+        """Get ready whatever a task needs and return its environment variables; may take a while."""
         self._refresh_mount()
         env = {**self.call.env, **self._dag_version(), airflow_settings.DISPATCH: self.call.dispatch}
         self.zygote.ready()
+        return env
+
+    def _run(self, verdict: claim.Verdict, env: Mapping[str, str]) -> tuple[wire.Outcome, str | None]:
         if self.cancelled.requested:
             return "failed", self._cancelled()
         # From here on an interruption would leave a task behind that nobody stops and reports.

@@ -237,6 +237,16 @@ def test_what_is_reported_while_the_claim_is_silent_stands() -> None:
     assert not verdict.run and verdict.reported == COMPLETION
 
 
+def test_what_is_reported_before_a_later_delivery_starts_stands() -> None:
+    state = SharedState(held("first", "claimed").to_wire())
+    verdict = claim.claim(state, call(), "own", "ta-own")
+    assert verdict.run and claim.reported_meanwhile(state, call(), verdict) is None
+    state.result = COMPLETION
+    meanwhile = claim.reported_meanwhile(state, call(), verdict)
+    assert meanwhile is not None and not meanwhile.run and meanwhile.reported == COMPLETION
+    assert "ta-first" in str(meanwhile.reason)
+
+
 @pytest.mark.usefixtures("quick")
 def test_a_claim_is_not_renewed_after_the_end() -> None:
     state = SharedState({})
