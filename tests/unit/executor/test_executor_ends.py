@@ -112,6 +112,9 @@ def test_a_task_that_the_scheduler_gave_up_is_cancelled(executor: Executor) -> N
     executor.change_state(key(), TaskInstanceState.FAILED)  # as for a missing heartbeat
     assert executor.dispatcher.of_kind("cancel") == [(submission.call.dispatch, None)]
     assert (executor.slots_occupied, len(executor.ledger)) == (0, 0)
+    (state, reason) = executor.get_event_buffer()[key()]
+    assert state == TaskInstanceState.FAILED
+    assert "without a heartbeat" in str(reason)
 
 
 def test_what_happened_is_told_at_the_task_instance(executor: Executor) -> None:
