@@ -1,0 +1,1 @@
+"""Many tasks while everything fails: are the executor's promises kept?"""
