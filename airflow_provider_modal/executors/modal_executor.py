@@ -303,12 +303,12 @@ class ModalExecutor(Airflow3Executor):
             self.ledger.close(key)
             why = f"Airflow had given the task up as {getattr(state, 'value', state)}"
             self._cancel(key, flight.dispatch, flight.call_id, why)
-            # Airflow's next event about it would otherwise be its last word, and say no more than "failed".
-            info = info or (
-                f"{why}, without a heartbeat for [scheduler] task_instance_heartbeat_timeout; its function "
-                f"call {flight.call_id or ''} is cancelled, whose log in Modal may say what became of the "
-                "container"
-            )
+            if info is None and state == TaskInstanceState.FAILED:
+                # Otherwise Airflow's last event about it would say no more than that.
+                info = (
+                    f"{why}, without a heartbeat for [scheduler] task_instance_heartbeat_timeout; its call "
+                    f"{flight.call_id or ''} is cancelled, whose log in Modal may say what became of it"
+                )
         super().change_state(key, state, info, remove_running)
 
     # Handing over.
