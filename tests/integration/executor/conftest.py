@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from local_modal.testing import LocalModal
+from tests.support.task_rows import database, rows  # noqa: F401  (fixtures)
 
 os.environ.setdefault("AIRFLOW_HOME", tempfile.mkdtemp(prefix="modalflow-executor-airflow-"))
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import closing
 from typing import Any
 
 import modal
+import psycopg2
 
 from airflow_provider_modal import names, wire
 
@@ -22,6 +24,20 @@ events = modal.Queue.from_name(resources.events_queue, create_if_missing=True)
 starts = modal.Dict.from_name("stand-in-starts", create_if_missing=True)
 
 
+def moved(call: wire.TaskCall, former: str, state: str) -> bool:
+    """Move the task instance on, if it is in its former state: Airflow's compare-and-set."""
+    if "DATABASE" not in call.env:
+        return True
+    with closing(psycopg2.connect(call.env["DATABASE"])) as connection:
+        connection.autocommit = True
+        rows = connection.cursor()
+        rows.execute(
+            "UPDATE task_instance SET state = %s WHERE task_id = %s AND state = %s",
+            (state, call.key.task_id, former),
+        )
+        return bool(rows.rowcount)
+
+
 def work(message: dict[str, Any]) -> dict[str, Any]:
     call = wire.TaskCall.from_wire(message)
     call_id = modal.current_function_call_id()
@@ -29,6 +45,11 @@ def work(message: dict[str, Any]) -> dict[str, Any]:
     container = str(os.environ.get("MODAL_TASK_ID"))
     state[names.claim_key(call.dispatch)] = wire.Claim(call_id, "started", container, time.time()).to_wire()
     what, _, _ = call.key.task_id.partition("-")
+    runs = moved(call, "queued", "running")
+    if not runs:
+        what = "obsolete"
+    elif "DATABASE" in call.env:
+        starts[f"ran/{call.key.task_id}/{call_id}"] = container
     if what == "look":
         starts[f"look/{call.dispatch}"] = {name: os.environ.get(name) for name in LOOKED_AT}
     if what == "hang":
@@ -45,6 +66,8 @@ def work(message: dict[str, Any]) -> dict[str, Any]:
         outcome = "obsolete"
     if what == "unready":
         outcome, reason = "not_started", "the container's Airflow process could not start"
+    if runs and outcome == "done":
+        moved(call, "running", "success")
     completion = wire.Completion(
         dispatch=call.dispatch,
         key=call.key,
