@@ -21,6 +21,8 @@ from typing import Any, NoReturn
 from airflow_provider_modal import errors
 from airflow_provider_modal.container import framing, processes
 
+HELD_BACK = frozenset({signal.SIGTERM})
+"""Signals that the zygote blocks for the fork; the child lets them in when it has its own handlers."""
 EXIT_LOST = 70
 """Exit code when the zygote died before the child was bound to its life (EX_SOFTWARE of sysexits.h)."""
 
@@ -38,6 +40,7 @@ def run(fd: int, zygote: int, private: list[int]) -> NoReturn:
         for signum in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
         os.setsid()
         _bind_to(zygote)
         for descriptor in private:

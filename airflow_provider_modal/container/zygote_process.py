@@ -134,14 +134,18 @@ class _Zygote:
         zygote = os.getpid()
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
+        # What is meant for the child must not find the zygote's handler there.
+        signal.pthread_sigmask(signal.SIG_BLOCK, zygote_child.HELD_BACK)
         try:
             pid = os.fork()
+            if pid == 0:
+                zygote_child.run(child_fd, zygote, private)
         except OSError as error:
             os.close(child_fd)
             self._tell({"op": "refused", "id": request_id, "error": f"no process could be made: {error}"})
             return
-        if pid == 0:
-            zygote_child.run(child_fd, zygote, private)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, zygote_child.HELD_BACK)
         os.close(child_fd)
         self._children[pid] = request_id
         self._tell({"op": "spawned", "id": request_id, "pid": pid})

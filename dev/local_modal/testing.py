@@ -31,8 +31,8 @@ from local_modal.clients import Control, ControlError, client_environ
 
 __all__ = ["ControlError", "FaultHandle", "LocalModal", "wait_until"]
 
-READY_SECONDS = 30.0
-STOP_SECONDS = 30.0
+READY_SECONDS = 60.0
+STOP_SECONDS = 60.0
 LOOKS = ("tasks", "status", "faults")
 """What of the control API only looks, unless it is given something."""
 
@@ -246,7 +246,7 @@ class LocalModal:
         return list(self.control("preempt", **_named(function_name), **chosen)["preempted"])
 
     def wait_for_container(
-        self, function_name: str, state: str = "busy", seconds: float = 20.0
+        self, function_name: str, state: str = "busy", seconds: float = 30.0
     ) -> dict[str, Any]:
         """The first container of a function that is "starting", "idle", "busy" or "retiring"; as
         `control("status")` shows it.
@@ -307,7 +307,7 @@ def _named(function_name: str | None) -> dict[str, str]:
     return {} if function_name is None else {"function_name": function_name}
 
 
-def wait_until(condition: Callable[[], T], seconds: float = 20.0, what: str = "") -> T:
+def wait_until(condition: Callable[[], T], seconds: float = 30.0, what: str = "") -> T:
     """Ask until the answer is truthy and return it.
 
     Raises:

@@ -45,7 +45,7 @@ class Deployment:
         return {**os.environ, **client_environ(self.local), "MODALFLOW_ENV": self.name}
 
     def modalflow(
-        self, *arguments: str, code: int = 0, timeout: float = 240
+        self, *arguments: str, code: int = 0, timeout: float = 400
     ) -> subprocess.CompletedProcess[str]:
         """Run a command and check its exit code."""
         return run([MODALFLOW, *arguments], self.environ, code=code, timeout=timeout * PATIENCE)
@@ -63,7 +63,7 @@ class Deployment:
             assert not listed["import_errors"], listed["import_errors"]
             return set(dag_ids) <= {dag["dag_id"] for dag in listed["dags"]}
 
-        wait_until(known, 120 * PATIENCE, f"the DAGs {dag_ids} are known")
+        wait_until(known, 240 * PATIENCE, f"the DAGs {dag_ids} are known")
 
     def trigger(self, dag_id: str) -> str:
         """Trigger a DAG and return the run id."""
@@ -76,7 +76,7 @@ class Deployment:
         shown: dict[str, Any] = self.json("runs", "show", dag_id, run_id)
         return shown
 
-    def finished(self, dag_id: str, run_id: str, timeout: float = 150) -> dict[str, Any]:
+    def finished(self, dag_id: str, run_id: str, timeout: float = 300) -> dict[str, Any]:
         """Wait for a run's end and return it."""
         return wait_until(
             lambda: run if (run := self.show(dag_id, run_id))["state"] in FINISHED else None,
@@ -104,7 +104,7 @@ class Deployment:
 
 
 def run(
-    command: list[str], environ: Mapping[str, str], *, code: int = 0, timeout: float = 240
+    command: list[str], environ: Mapping[str, str], *, code: int = 0, timeout: float = 400
 ) -> subprocess.CompletedProcess[str]:
     """Run a command and check its exit code; what it said is part of a failure's message."""
     done = subprocess.run(

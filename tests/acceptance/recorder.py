@@ -57,7 +57,7 @@ class Recorder:
         with self._changed:
             return [record for record in self.records if record["event"] == event]
 
-    def wait_for(self, event: str, count: int = 1, timeout: float = 90) -> list[dict[str, Any]]:
+    def wait_for(self, event: str, count: int = 1, timeout: float = 180) -> list[dict[str, Any]]:
         """Wait until an event was recorded ``count`` times and return these records."""
 
         def found() -> bool:

@@ -19,7 +19,7 @@ def _busy(deployment: Deployment, function: str) -> dict[str, Any]:
     def busy() -> dict[str, Any] | None:
         return next((task for task in deployment.modal.tasks(function) if task["running_inputs"]), None)
 
-    found = wait_until(busy, 60, f"a container of {function} has an input")
+    found = wait_until(busy, 120, f"a container of {function} has an input")
     assert found is not None
     return found
 
@@ -79,7 +79,7 @@ def test_a_second_delivery_of_a_running_input_is_refused(recorded: Deployment, r
         lambda: (
             not any(task["running_inputs"] for task in recorded.modal.tasks() if task["task_id"] == second)
         ),
-        60,
+        120,
         "the second container is done with the input",
     )
     assert recorded.show("recorded_single", run_id)["state"] == "running"

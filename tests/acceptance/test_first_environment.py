@@ -80,7 +80,7 @@ def test_from_create_to_destroy(deployment: Deployment) -> None:
     deployment.modalflow("destroy", "--yes")
     missing = deployment.modalflow("dags", "list", code=3)
     assert deployment.name in missing.stderr and "create" in missing.stderr
-    wait_until(lambda: not deployment.containers(), 60, "its containers are gone")
+    wait_until(lambda: not deployment.containers(), 120, "its containers are gone")
 
 
 def deployment_python() -> str:

@@ -26,7 +26,7 @@ def _quickstart(state_dir: Path) -> tuple[dict[str, Any], str]:
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "dev")},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=540,
         check=False,
     )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"

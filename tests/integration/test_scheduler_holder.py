@@ -109,7 +109,9 @@ def test_a_new_dag_runs_in_the_run_that_parses_it(environment: Environment) -> N
     again = environment.run()
     assert again["parse"] == {"skipped": "nothing changed"}
     assert again["predecessors"] == 1
-    healthy = "SELECT job_type FROM job WHERE state = 'running' AND latest_heartbeat > now() - interval '9 s'"
+    healthy = (
+        "SELECT job_type FROM job WHERE state = 'running' AND latest_heartbeat > now() - interval '1 min'"
+    )
     assert sorted(environment.sql(healthy)) == [("DagProcessorJob",), ("SchedulerJob",)]
 
 

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import psycopg2
 import pytest
 
+from airflow_provider_modal.db import lock as lock_module
 from airflow_provider_modal.db.connect import application_name, connect
 from airflow_provider_modal.db.lock import AdvisoryLock, LockHeldError
 from airflow_provider_modal.errors import ConfigError, UnreachableError
@@ -46,7 +47,7 @@ def _holder(url: str, more: str = "") -> subprocess.Popen[str]:
     return holder
 
 
-def _until(condition: Callable[[], bool], seconds: float = 10) -> None:
+def _until(condition: Callable[[], bool], seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -72,9 +73,9 @@ def test_second_holder_of_the_same_environment_is_told(fresh_database: str) -> N
 def test_another_environment_is_named_and_not_waited_for(fresh_database: str) -> None:
     started = time.monotonic()
     with _held(fresh_database), pytest.raises(LockHeldError, match="environment 'alpha' schedules") as caught:
-        _lock(fresh_database, "beta").acquire(wait=30)
+        _lock(fresh_database, "beta").acquire(wait=60)
     assert caught.value.environment == "alpha"
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
 
 
 def test_a_stranger_with_our_key_is_named(fresh_database: str) -> None:
@@ -89,7 +90,7 @@ def test_own_predecessor_is_waited_for(fresh_database: str) -> None:
     timer = threading.Timer(0.4, predecessor.release)
     timer.start()
     successor = _lock(fresh_database)
-    successor.acquire(wait=20)
+    successor.acquire(wait=60)
     timer.join()
     with successor:
         assert successor.ping()
@@ -105,7 +106,7 @@ def test_a_killed_holder_leaves_nothing(fresh_database: str) -> None:
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     with _lock(fresh_database) as lock:
-        lock.acquire(wait=10)
+        lock.acquire(wait=60)
         assert lock.ping()
 
 
@@ -126,24 +127,24 @@ def test_a_stray_process_of_a_killed_holder_does_not_keep_it(fresh_database: str
         holder.wait()
         os.kill(stray, 0)
         with _lock(fresh_database) as lock:
-            lock.acquire(wait=5)
+            lock.acquire(wait=30)
             assert lock.ping()
     finally:
         os.kill(stray, signal.SIGKILL)
 
 
-def test_a_lost_lock_is_noticed_at_once(fresh_database: str) -> None:
+def test_a_lost_lock_is_noticed_at_once(fresh_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only by the next ping."""
+    monkeypatch.setattr(lock_module, "PING_SECONDS", 600.0)
     lost = threading.Event()
     lock = _held(fresh_database)
     with lock.watch(lost.set):
-        started = time.monotonic()
         _execute(
             fresh_database,
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
             " WHERE application_name = 'modalflow:alpha'",
         )
-        assert lost.wait(5)
-        assert time.monotonic() - started < 1.5, "it was found by the ping only"
+        assert lost.wait(30)
     assert lock.lost
     lock.release()
 

@@ -91,7 +91,7 @@ def test_children_of_a_killed_file_die_with_it(airflow_children: AirflowChildren
     )
     airflow_children.parse({"stray.py": stray}, per_file=1.0)
     pid = int(note.read_text())
-    wait_until(lambda: not is_running(pid), 5, f"process {pid} has ended")
+    wait_until(lambda: not is_running(pid), 30, f"process {pid} has ended")
 
 
 def test_daemon_of_a_good_file_does_not_survive_the_phase(
@@ -107,7 +107,7 @@ def test_daemon_of_a_good_file_does_not_survive_the_phase(
     airflow_children.parse({"daemon.py": daemon})
     assert _active(airflow_children) == {"daemon"}
     pid = int(note.read_text())
-    wait_until(lambda: not is_running(pid), 5, f"process {pid} has ended")
+    wait_until(lambda: not is_running(pid), 30, f"process {pid} has ended")
 
 
 def test_unchanged_files_are_not_parsed_again(airflow_children: AirflowChildren) -> None:

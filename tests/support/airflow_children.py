@@ -27,7 +27,7 @@ from airflow_provider_modal.container.zygote_process import resolve
 from airflow_provider_modal.volume.dag_versions import DagVersion
 
 ENV = "test"
-CHILD_SECONDS = 60.0
+CHILD_SECONDS = 120.0
 RECORD = "TEST_EXECUTOR_RECORD"
 """Environment variable: the file into which the tests' executor records workloads."""
 

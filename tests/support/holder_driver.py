@@ -79,7 +79,7 @@ class HolderProcess:
         """End the program and its zygote."""
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(20)
+        self._process.wait(30)
 
 
 class _InDatabase:

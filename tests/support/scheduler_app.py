@@ -10,7 +10,7 @@ import modal
 from airflow_provider_modal import names, provision
 from airflow_provider_modal.names import ResourceNames
 
-START_SECONDS = 60.0
+START_SECONDS = 120.0
 
 
 class SchedulerApp:

@@ -14,7 +14,7 @@ from cloud.session import Session
 NO_SESSION = cast(Session, None)
 
 
-def check(name: str, look: Callable[[Any], Seen], seconds: float = 5.0, quiet: bool = False) -> Check:
+def check(name: str, look: Callable[[Any], Seen], seconds: float = 60.0, quiet: bool = False) -> Check:
     return Check(name, "water is wet", "airflow_provider_modal.boats", look, seconds, quiet)
 
 
@@ -46,7 +46,7 @@ def test_a_check_that_fails_or_hangs_is_one_that_could_not_be_made() -> None:
         check("holds", lambda _: judge(True, "It was wet.", "")),
         check("hangs quietly", hang, seconds=0.1, quiet=True),
     ]
-    found = {each.check.name: each.seen for each in run(NO_SESSION, checks, {}, seconds=10, at_once=1)}
+    found = {each.check.name: each.seen for each in run(NO_SESSION, checks, {}, seconds=60, at_once=1)}
     assert [found[name].verdict for name in ("hangs", "fails", "hangs quietly")] == [Verdict.UNCHECKED] * 3
     assert found["fails"].text == "It failed: LookupError: no such lake"
     assert found["holds"].verdict is Verdict.AS_ASSUMED

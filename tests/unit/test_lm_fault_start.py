@@ -50,7 +50,7 @@ def test_a_container_starts_when_a_place_is_free() -> None:
             await asyncio.sleep(0.001)
         assert not waiting.done()
         server.live = 1
-        await asyncio.wait_for(waiting, 5)
+        await asyncio.wait_for(waiting, 30)
 
     asyncio.run(run())
 
@@ -70,7 +70,7 @@ def test_a_container_that_waits_for_capacity_is_let_go(end: str) -> None:
             server.now = 10.0
         else:
             waits.stop_reason = "the server is stopping"
-        await asyncio.wait_for(waiting, 5)
+        await asyncio.wait_for(waiting, 30)
 
     asyncio.run(run())
 

@@ -31,7 +31,7 @@ def serve(tmp_path: Path, faults: Faults, scenario: Callable[[str, int], Awaitab
         finally:
             await side.stop()
 
-    asyncio.run(asyncio.wait_for(run(), 20))
+    asyncio.run(asyncio.wait_for(run(), 30))
 
 
 async def put(path: str, port: int, body: bytes, length: int) -> bytes:
@@ -52,7 +52,7 @@ def no_faults() -> Faults:
 
 
 def test_a_body_that_does_not_go_on_is_broken_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "BODY_IDLE_SECONDS", 0.1)
+    monkeypatch.setattr(http, "BODY_IDLE_SECONDS", 0.5)
 
     async def scenario(path: str, port: int) -> None:
         assert (await put(path, port, b"abc", 3)).endswith(b"3")

@@ -171,7 +171,7 @@ def test_a_request_that_is_lost_while_it_is_carried_out_deletes_nothing(
 
     def put_file_slowly(source: str | Path | int) -> tuple[str, int]:
         reading.set()
-        assert go_on.wait(10)
+        assert go_on.wait(30)
         return put_file(source)
 
     async def scenario() -> None:
@@ -182,7 +182,7 @@ def test_a_request_that_is_lost_while_it_is_carried_out_deletes_nothing(
         (one.host_path / "later").write_text("x")
         monkeypatch.setattr(store.blobs, "put_file", put_file_slowly)
         lost = asyncio.create_task(getattr(views, operation)("ta-1", VOLUME))
-        await asyncio.to_thread(reading.wait, 10)
+        await asyncio.to_thread(reading.wait, 30)
         lost.cancel()
         with pytest.raises(asyncio.CancelledError):
             await lost

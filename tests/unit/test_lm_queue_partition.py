@@ -155,4 +155,4 @@ async def _everybody_looks_again_when_the_queue_is_gone() -> None:
     ids=lambda scenario: scenario.__name__.strip("_"),
 )
 def test_turns(scenario) -> None:  # type: ignore[no-untyped-def]
-    asyncio.run(asyncio.wait_for(scenario(), timeout=10))
+    asyncio.run(asyncio.wait_for(scenario(), timeout=30))

@@ -73,13 +73,13 @@ def test_a_writer_waits_for_its_reader() -> None:
         await asyncio.sleep(0)
         assert not writer.done()
         stream.release(1)
-        await asyncio.wait_for(writer, 5)
+        await asyncio.wait_for(writer, 30)
         stream.append([chunk(1, 60)])  # repeated after it was read
         assert list(stream.chunks) == [2]
         stream.append([chunk(3, 60)])
         writer = asyncio.ensure_future(stream.room(100))
         stream.close()
-        await asyncio.wait_for(writer, 5)
+        await asyncio.wait_for(writer, 30)
         stream.append([chunk(4, 60)])
         assert not stream.chunks and stream.held_bytes == 0
 

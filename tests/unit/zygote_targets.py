@@ -75,6 +75,13 @@ def sleep(seconds: float = 60) -> None:
     time.sleep(seconds)
 
 
+def meet(folder: str, count: int) -> None:
+    """Wait until so many processes are here at the same time."""
+    (Path(folder) / str(os.getpid())).touch()
+    while len(os.listdir(folder)) < count:
+        time.sleep(0.01)
+
+
 def leave_behind(path: str, seconds: float = 60) -> list[int]:
     """Start one process in the same session and one forked child in a group of its own; return their pids."""
     shell = subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({seconds})"])

@@ -119,7 +119,7 @@ class Loop:
         for key, event in self.executor.get_event_buffer().items():
             self.events.setdefault(key.task_id, []).append(event)
 
-    def until(self, condition: Callable[[], Any], seconds: float = 30.0) -> None:
+    def until(self, condition: Callable[[], Any], seconds: float = 60.0) -> None:
         deadline = time.monotonic() + seconds
         self.beat()
         while not condition():
@@ -184,6 +184,17 @@ def stand_in_starts(settings: pytest.MonkeyPatch) -> Callable[[str], list[str]]:
         return [key.partition("/")[2] for key in list(record.keys()) if key.startswith(dispatch)]
 
     return started
+
+
+@pytest.fixture
+def release(settings: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Lets the stand-in end a task whose id begins with "held"."""
+    import modal
+
+    def go(task_id: str) -> None:
+        modal.Dict.from_name("stand-in-starts")[f"go/{task_id}"] = True
+
+    return go
 
 
 @pytest.fixture

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
-from contextlib import closing
 from typing import Any
 
 import pytest
@@ -19,6 +17,7 @@ import pytest
 from airflow_provider_modal.executors.gateway import POLL_SECONDS
 from local_modal.clients import client_environ
 from local_modal.testing import LocalModal
+from tests.support.ports import closed_port
 
 SCHEDULER = """
 import gc, json, os, sys, time
@@ -86,7 +85,6 @@ def test_a_scheduler_without_anything_to_do_does_not_even_load_modal(
 @pytest.mark.parametrize("way", ["like a child of the zygote", "like any process"])
 def test_a_manifest_that_cannot_be_read_is_not_waited_for(settings: pytest.MonkeyPatch, way: str) -> None:
     settings.delenv("MODALFLOW_SETTINGS")
-    with closing(socket.create_server(("127.0.0.1", 0))) as nobody:
-        environ = client_environ(f"http://127.0.0.1:{nobody.getsockname()[1]}", "as-unused")
-    ended = _ended(environ, "learning", way)
+    with closed_port() as nobody:
+        ended = _ended(client_environ(f"http://127.0.0.1:{nobody}", "as-unused"), "learning", way)
     assert ended["until the process ended"] < 25, "waited for the Volume's own deadline of 30 s"

@@ -21,7 +21,7 @@ from airflow_provider_modal.volume.files import VolumeFiles
 from local_modal.testing import LocalModal, wait_until
 
 SUCCESS = (TaskInstanceState.SUCCESS, None)
-BLOCKED = 2.0
+BLOCKED = 2.8
 """Seconds above which a heartbeat counts as blocked by Modal: a call to an absent one takes these tests'
 ``rpc_timeout`` of at least 3; a busy machine alone can make half a second."""
 
@@ -64,13 +64,14 @@ def test_tasks_run_and_their_ends_come_back(loop: Any, state_dict: Any) -> None:
     assert loop.longest_heartbeat < BLOCKED
 
 
-def test_the_external_id_is_told_while_the_task_runs(loop: Any, state_dict: Any) -> None:
-    dispatch = loop.queue("slow")["slow"]
-    loop.until(lambda: "slow" in loop.events)
-    [(state, external_id)] = loop.events["slow"]
+def test_the_external_id_is_told_while_the_task_runs(loop: Any, release: Callable[[str], None]) -> None:
+    dispatch = loop.queue("held-told")["held-told"]
+    loop.until(lambda: "held-told" in loop.events)
+    [(state, external_id)] = loop.events["held-told"]
     assert state == TaskInstanceState.QUEUED
     assert external_id.startswith(f"{dispatch}/fc-")
-    loop.until(lambda: loop.ended("slow"))
+    release("held-told")
+    loop.until(lambda: loop.ended("held-told"))
 
 
 def test_an_infrastructure_failure_is_told_with_its_reason(loop: Any) -> None:
@@ -108,14 +109,15 @@ def test_an_end_without_an_event_is_found_by_its_silence(
 
 @pytest.mark.usefixtures("no_database")
 def test_a_task_that_is_only_slow_is_asked_about_and_left_alone(
-    settings: pytest.MonkeyPatch, new_loop: Callable[..., Any]
+    settings: pytest.MonkeyPatch, new_loop: Callable[..., Any], release: Callable[[str], None]
 ) -> None:
     settings.setenv("AIRFLOW__MODAL__SILENT_AFTER", "0.5")
     loop = new_loop()
-    loop.queue("slow")
-    loop.until(lambda: loop.ended("slow"))
-    assert loop.executor.counters["silent_checks"] >= 1
-    assert loop.events["slow"][-1] == SUCCESS
+    loop.queue("held-silent")
+    loop.until(lambda: loop.executor.counters["silent_checks"] >= 1)
+    release("held-silent")
+    loop.until(lambda: loop.ended("held-silent"))
+    assert loop.events["held-silent"][-1] == SUCCESS
 
 
 def test_a_revoked_task_is_cancelled_at_modal(
@@ -138,7 +140,7 @@ def test_a_revoked_task_is_cancelled_at_modal(
             return True
         return True
 
-    wait_until(over, 20)
+    wait_until(over, 60)
     loop.beat()
     assert [state for state, _ in loop.events.get("hang-revoked", [])] in ([], [TaskInstanceState.QUEUED])
 
@@ -220,18 +222,21 @@ def test_an_environment_that_is_not_deployed_is_told(
 
 @pytest.mark.usefixtures("no_database")
 def test_another_executor_takes_over_and_hears_of_the_end(
-    new_loop: Callable[..., Any], stand_in_starts: Callable[[str], list[str]]
+    new_loop: Callable[..., Any],
+    stand_in_starts: Callable[[str], list[str]],
+    release: Callable[[str], None],
 ) -> None:
     first, second = new_loop(), new_loop()
-    dispatch = first.queue("slow-adopted")["slow-adopted"]
+    dispatch = first.queue("held-adopted")["held-adopted"]
     first.until(lambda: stand_in_starts(dispatch))
     first.executor.terminate()
     [call_id] = stand_in_starts(dispatch)
-    row = task_instance("slow-adopted", f"{dispatch}/{call_id}", queued_by_job_id=first.executor.job_id)
+    row = task_instance("held-adopted", f"{dispatch}/{call_id}", queued_by_job_id=first.executor.job_id)
     assert second.executor.try_adopt_task_instances([row]) == []
     assert second.executor.slots_occupied == 1
-    second.until(lambda: second.ended("slow-adopted"))
-    assert second.events["slow-adopted"][-1] == SUCCESS
+    release("held-adopted")
+    second.until(lambda: second.ended("held-adopted"))
+    assert second.events["held-adopted"][-1] == SUCCESS
     assert stand_in_starts(dispatch) == [call_id]
     assert second.executor.slots_occupied == 0
 
@@ -243,7 +248,7 @@ def test_an_end_that_came_while_nobody_listened_is_found_at_adoption(new_loop: C
     first.until(lambda: first.ended("ok-unheard"))  # took the event, and dies before Airflow hears of it
     # Not even the function call's id is in the row: the state Dict has it.
     second.executor.try_adopt_task_instances([task_instance("ok-unheard", dispatch)])
-    second.until(lambda: second.ended("ok-unheard"), 10)
+    second.until(lambda: second.ended("ok-unheard"))
     assert second.events["ok-unheard"][-1] == SUCCESS
 
 
@@ -269,24 +274,27 @@ def test_ending_does_not_wait_for_a_modal_that_is_away(loop: Any, modal_server: 
         loop.until(lambda: time.monotonic() > pause)
         before = time.monotonic()
         loop.executor.end()
-        assert time.monotonic() - before < 8
+        assert time.monotonic() - before < 30
     finally:
         modal_server.start()
     assert "ok-never" not in loop.events
 
 
-def test_events_of_other_dispatches_are_dropped(loop: Any, settings: pytest.MonkeyPatch) -> None:
+def test_events_of_other_dispatches_are_dropped(
+    loop: Any, settings: pytest.MonkeyPatch, release: Callable[[str], None]
+) -> None:
     import modal
 
     queue = modal.Queue.from_name(names.ResourceNames("stand-in").events_queue)
     partition = names.job_partition(loop.executor.job_id)
-    loop.queue("slow-mine")
-    loop.until(lambda: "slow-mine" in loop.events)
-    foreign = wire.Completion(str(uuid.uuid4()), wire.TaskKey("d", "slow-mine", "r", 1), "failed", "not mine")
+    loop.queue("held-mine")
+    loop.until(lambda: "held-mine" in loop.events)
+    foreign = wire.Completion(str(uuid.uuid4()), wire.TaskKey("d", "held-mine", "r", 1), "failed", "not mine")
     queue.put_many([foreign.to_wire(), {"wire": 99}, "rubbish"], partition=partition)
     loop.until(lambda: loop.executor.counters["foreign_events"] == 1)
-    loop.until(lambda: loop.ended("slow-mine"))
-    assert loop.events["slow-mine"][-1] == SUCCESS
+    release("held-mine")
+    loop.until(lambda: loop.ended("held-mine"))
+    assert loop.events["held-mine"][-1] == SUCCESS
 
 
 @pytest.fixture

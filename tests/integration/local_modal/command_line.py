@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-SECONDS = 30
+SECONDS = 60
 
 
 def command(*arguments: str) -> list[str]:

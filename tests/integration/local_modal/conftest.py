@@ -16,7 +16,7 @@ import pytest
 from local_modal.testing import LocalModal
 
 APPS = Path(__file__).parent / "apps"
-CLIENT_SECONDS = 120
+CLIENT_SECONDS = 200
 MODES = os.environ.get("LOCAL_MODAL_TEST_MODES", "isolated shared").split()
 """The isolation modes that the `server` fixture goes through."""
 LEAK = {"LEAKED": "from the server's own environment"}

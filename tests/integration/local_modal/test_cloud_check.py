@@ -28,7 +28,7 @@ def assert_nothing_is_left(server: LocalModal) -> None:
     apps = [list(app.values()) for app in json.loads(modal(server, "app", "list", "--json"))]
     ours = [app for app in apps if any(str(value).startswith("cloud-check-") for value in app)]
     assert all("stopped" in app for app in ours), ours
-    wait_until(lambda: not [t for t in server.tasks() if t["app_name"].startswith("cloud-check-")], 15)
+    wait_until(lambda: not [t for t in server.tasks() if t["app_name"].startswith("cloud-check-")])
 
 
 def test_it_reports_and_removes_what_it_made(isolated_server: LocalModal) -> None:
@@ -65,7 +65,7 @@ def test_ctrl_c_removes_what_it_made(isolated_server: LocalModal) -> None:
     assert running.stderr is not None
     assert "is deployed" in running.stderr.readline()
     running.send_signal(signal.SIGINT)
-    _, said = running.communicate(timeout=30)
+    _, said = running.communicate(timeout=60)
     assert running.returncode == 130 and "what was made is removed" in said, said
     assert_nothing_is_left(isolated_server)
 

@@ -37,14 +37,14 @@ def test_a_rolling_redeploy_lets_running_inputs_end(isolated_server: LocalModal)
     assert version(isolated_server)[0] == "one"
     running = start_client(isolated_server, CALL_VERSION.format(seconds=2))
     busy = wait_until(
-        lambda: [task for task in isolated_server.tasks("version") if task["running_inputs"]], 20, "it runs"
+        lambda: [task for task in isolated_server.tasks("version") if task["running_inputs"]], 30, "it runs"
     )
     deploy(isolated_server, "versions", VERSION="two")
     assert version(isolated_server)[0] == "two"
-    output, errors = running.communicate(timeout=30)
+    output, errors = running.communicate(timeout=60)
     assert '"one"' in output, errors
     # The old container, idle now, doesn't wait for its scaledown window.
-    wait_until(lambda: busy[0]["task_id"] not in [t["task_id"] for t in isolated_server.tasks()], 5)
+    wait_until(lambda: busy[0]["task_id"] not in [t["task_id"] for t in isolated_server.tasks()])
 
 
 def test_a_recreate_redeploy_leaves_no_old_container(isolated_server: LocalModal) -> None:
@@ -63,19 +63,22 @@ def test_what_waits_at_a_redeploy_runs_in_the_new_one(isolated_server: LocalModa
     name = "limited"
     deploy(isolated_server, "limited", VERSION="one")
     code = (
-        "calls = [f('version', 'limited').spawn(s) for s in (1.5, 0)]\nresult = [c.object_id for c in calls]"
+        "calls = [f('version', 'limited').spawn(until) for until in ('redeployed', '')]\n"
+        "result = [call.object_id for call in calls]"
     )
     first, second = client(isolated_server, code)
     wait_until(
         lambda: [t for t in isolated_server.tasks("version") if t["app_name"] == name and t["running_inputs"]]
     )
     deploy(isolated_server, "limited", VERSION="two")
-    code = "result = [modal.FunctionCall.from_id(c).get() for c in calls]"
+    code = (
+        "modal.Dict.from_name('limited-notes')['redeployed'] = True\n"
+        "result = [modal.FunctionCall.from_id(call).get() for call in calls]"
+    )
     assert client(isolated_server, code, calls=[first, second]) == ["one", "two"]
 
 
 def test_an_ephemeral_app_ends_with_its_client(isolated_server: LocalModal) -> None:
-    begin = time.monotonic()
     done = subprocess.run(
         [sys.executable, str(APPS / "ephemeral.py")],
         env=isolated_server.env,
@@ -85,8 +88,8 @@ def test_an_ephemeral_app_ends_with_its_client(isolated_server: LocalModal) -> N
     )
     assert done.returncode == 0, done.stderr
     assert "result 42" in done.stdout and "working on 41" in done.stdout
-    assert "Logs may have been" not in done.stderr and time.monotonic() - begin < 15
-    wait_until(lambda: not [t for t in isolated_server.tasks() if t["app_name"] == "ephemeral"], 10)
+    assert "Logs may have been" not in done.stderr
+    wait_until(lambda: not [t for t in isolated_server.tasks() if t["app_name"] == "ephemeral"])
 
 
 def test_modal_run_prints_the_containers_output(isolated_server: LocalModal) -> None:
@@ -106,7 +109,7 @@ def test_an_unchanged_deployment_changes_nothing_and_a_rollover_replaces_contain
         return [t["task_id"] for t in isolated_server.tasks("version") if t["app_name"] == "limited"]
 
     # Those of former deployments may still be on their way out.
-    wait_until(lambda: len(containers()) == 1, 20)
+    wait_until(lambda: len(containers()) == 1)
     [before] = containers()
     versions = json.loads(modal(isolated_server, "app", "history", "limited", "--json"))
     assert "no changes detected" in deploy(isolated_server, "limited", VERSION="same")
@@ -114,7 +117,7 @@ def test_an_unchanged_deployment_changes_nothing_and_a_rollover_replaces_contain
     assert client(isolated_server, code) == "same"
     assert before in containers()
     modal(isolated_server, "app", "rollover", "limited")
-    wait_until(lambda: before not in containers(), 10)
+    wait_until(lambda: before not in containers())
     assert client(isolated_server, code) == "same"
     assert len(json.loads(modal(isolated_server, "app", "history", "limited", "--json"))) == len(versions) + 1
 
@@ -129,17 +132,17 @@ def test_settings_of_the_autoscaler_are_changed_until_the_next_deployment(
 
     update = "f('version', 'limited').update_autoscaler({})\nresult = True"
     client(isolated_server, update.format("min_containers=2, max_containers=2"))
-    wait_until(lambda: containers() == 2, 20, "two are kept warm")
+    wait_until(lambda: containers() == 2, 30, "two are kept warm")
     client(isolated_server, update.format("min_containers=0, scaledown_window=2"))
-    wait_until(lambda: containers() == 0, 20, "none is kept any more")
+    wait_until(lambda: containers() == 0, 30, "none is kept any more")
     client(isolated_server, update.format("min_containers=2"))
-    wait_until(lambda: containers() == 2, 20)
+    wait_until(lambda: containers() == 2)
     deploy(isolated_server, "limited", VERSION="first")  # the same, but it takes back what was changed
-    wait_until(lambda: containers() == 0, 20, "the decorator's settings are back")
+    wait_until(lambda: containers() == 0, 30, "the decorator's settings are back")
     # A variant has settings of its own.
     variant = "f('version', 'limited').with_options(timeout=77)"
     client(isolated_server, f"{variant}.update_autoscaler(min_containers=1)\nresult = True")
-    wait_until(lambda: containers() == 1, 20)
+    wait_until(lambda: containers() == 1)
     update = "base.update_autoscaler(scaledown_window=2); base.remote(); variant.hydrate()\n"
     kept = client(
         isolated_server,
@@ -149,7 +152,7 @@ def test_settings_of_the_autoscaler_are_changed_until_the_next_deployment(
     def live() -> set[str]:
         return {t["function_id"] for t in isolated_server.tasks("version") if t["app_name"] == "limited"}
 
-    wait_until(lambda: live() == {kept}, 20, "the function itself keeps no container")
+    wait_until(lambda: live() == {kept}, 30, "the function itself keeps no container")
 
 
 def test_modal_serve_puts_each_saved_version_in_force(isolated_server: LocalModal, tmp_path: Path) -> None:
@@ -170,8 +173,8 @@ def test_modal_serve_puts_each_saved_version_in_force(isolated_server: LocalModa
         text=True,
     ) as serving:
         try:
-            (one,) = wait_until(lambda: [t for t in isolated_server.tasks() if t["app_name"] == "served"], 20)
-            wait_until(lambda: isolated_server.tasks("work")[0]["ready"], 20)
+            (one,) = wait_until(lambda: [t for t in isolated_server.tasks() if t["app_name"] == "served"])
+            wait_until(lambda: isolated_server.tasks("work")[0]["ready"])
 
             saved = 0.0
 
@@ -185,12 +188,12 @@ def test_modal_serve_puts_each_saved_version_in_force(isolated_server: LocalModa
                 return any(task["ready"] for task in others)
 
             wait_until(replaced, 30)
-            wait_until(lambda: one["task_id"] not in [t["task_id"] for t in isolated_server.tasks()], 10)
+            wait_until(lambda: one["task_id"] not in [t["task_id"] for t in isolated_server.tasks()])
         finally:
             serving.send_signal(signal.SIGINT)
-            output = serving.communicate(timeout=30)[0]
+            output = serving.communicate(timeout=60)[0]
     assert "served version two" in output
-    wait_until(lambda: not [t for t in isolated_server.tasks() if t["app_name"] == "served"], 10)
+    wait_until(lambda: not [t for t in isolated_server.tasks() if t["app_name"] == "served"])
 
 
 def test_a_detached_run_goes_on_without_its_client_and_ends_with_its_last_call(
@@ -198,9 +201,9 @@ def test_a_detached_run_goes_on_without_its_client_and_ends_with_its_last_call(
 ) -> None:
     command = [sys.executable, "-m", "modal", "run", "--detach", f"{APPS / 'ephemeral.py'}::until_told"]
     with subprocess.Popen(command, env=isolated_server.env, stdout=subprocess.PIPE, text=True) as detached:
-        wait_until(lambda: [t for t in isolated_server.tasks("until_told") if t["running_inputs"]], 20)
+        wait_until(lambda: [t for t in isolated_server.tasks("until_told") if t["running_inputs"]])
         detached.send_signal(signal.SIGINT)
-        assert "will keep running" in detached.communicate(timeout=30)[0]
+        assert "will keep running" in detached.communicate(timeout=60)[0]
     assert [t for t in isolated_server.tasks("until_told") if t["running_inputs"]]
     client(isolated_server, "result = modal.Queue.from_name('told', create_if_missing=True).put('end')")
     wait_until(lambda: not isolated_server.tasks("until_told"), 30, "the app has ended with its call")
@@ -251,11 +254,11 @@ def test_stopping_an_app_ends_its_containers_and_calls(isolated_server: LocalMod
         "try:\n    call.get(); result = 'finished'\n"
         "except modal.exception.RemoteError as error:\n    result = str(error)",
     )
-    wait_until(lambda: [t for t in isolated_server.tasks("version") if t["running_inputs"]], 20)
+    wait_until(lambda: [t for t in isolated_server.tasks("version") if t["running_inputs"]])
     modal(isolated_server, "app", "stop", "versions", "--yes")
-    output, errors = waiting.communicate(timeout=20)
+    output, errors = waiting.communicate(timeout=60)
     assert "was stopped" in output, errors
-    wait_until(lambda: not [t for t in isolated_server.tasks() if t["app_name"] == "versions"], 10)
+    wait_until(lambda: not [t for t in isolated_server.tasks() if t["app_name"] == "versions"])
     assert client(isolated_server, NOT_FOUND.format(function="version", app="versions"))
     assert "stopped" in modal(isolated_server, "app", "list")
 
@@ -267,14 +270,14 @@ def test_schedules_fire_while_their_app_is_deployed(isolated_server: LocalModal)
         "q.get(timeout=60)\n"  # the first firings wait for the container together
         "time.sleep(0.5)\n"
         "q.clear()\n"
-        "result = [q.get(timeout=20) for _ in range(6)]"
+        "result = [q.get(timeout=60) for _ in range(4)]"
     )
-    fired = client(isolated_server, code)
-    assert 2.0 < fired[-1] - fired[0] < 15.0  # some may come late, together
+    assert len(set(client(isolated_server, code))) == 4
     isolated_server.control("fire", app_name="scheduled", function_name="weekly")
-    code = "result = modal.Queue.from_name('weekly', create_if_missing=True).get(timeout=20)"
+    code = "result = modal.Queue.from_name('weekly', create_if_missing=True).get(timeout=60)"
     assert client(isolated_server, code) == "fired"
     modal(isolated_server, "app", "stop", "scheduled", "--yes")
+    wait_until(lambda: not isolated_server.tasks("tick"))
     code = (
         "q = modal.Queue.from_name('ticks', create_if_missing=True)\n"
         "q.clear()\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import uuid
 
 import pytest
@@ -46,13 +45,15 @@ def test_large_arguments_and_results_travel_as_blobs(isolated_server: LocalModal
 def test_get_times_out_while_the_call_runs(isolated_server: LocalModal) -> None:
     result = client(
         isolated_server,
-        "call = f('sleepy').spawn(1)\n"
+        "call = f('gated').spawn(key)\n"
         "begin = time.time()\n"
-        "try:\n    call.get(timeout=0.3); result = 'early'\n"
+        "try:\n    call.get(timeout=0.3); result = 0\n"
         "except TimeoutError:\n    result = time.time() - begin\n"
-        "assert call.get() == 'woke up'",
+        "modal.Dict.from_name('basics-notes', create_if_missing=True)[key] = True\n"
+        "assert call.get().startswith('ta-')",
+        key=uuid.uuid4().hex,
     )
-    assert 0.2 < result < 1.5
+    assert result > 0.2
 
 
 def test_a_function_calls_another_one(isolated_server: LocalModal) -> None:
@@ -77,16 +78,13 @@ def test_unknown_names_are_not_found(isolated_server: LocalModal) -> None:
 
 
 def test_warm_containers_are_used_again(isolated_server: LocalModal) -> None:
-    code = "result = [f('short_lived').remote() for _ in range(4)]"
+    code = "result = [f('describe').remote()['environ']['MODAL_TASK_ID'] for _ in range(4)]"
     assert len(set(client(isolated_server, code))) == 1
 
 
 def test_idle_containers_go_after_the_scaledown_window(isolated_server: LocalModal) -> None:
     client(isolated_server, "result = f('short_lived').remote()")
-    assert isolated_server.tasks("short_lived")
-    begin = time.monotonic()
-    wait_until(lambda: not isolated_server.tasks("short_lived"), 10, "the idle container is gone")
-    assert time.monotonic() - begin > 1
+    wait_until(lambda: not isolated_server.tasks("short_lived"), 30, "the idle container is gone")
 
 
 def test_retries_follow_the_policy(isolated_server: LocalModal) -> None:
@@ -98,19 +96,17 @@ def test_an_input_whose_container_died_starts_again(server: LocalModal, how: str
     key = uuid.uuid4().hex
     code = "call = f('attempts').spawn(key, until, how)\nresult = call.object_id"
     call_id = client(server, code, key=key, until=until, how=how)
-    for _ in range(until - 1 if how == "kill" else 0):
-        task = wait_until(
-            lambda: [t for t in server.tasks("attempts") if t["running_inputs"]], 20, "it runs"
-        )[0]
-        # The first thing that an attempt does is to count itself, soon after its hand-out.
-        time.sleep(0.3)
+    counted = "result = modal.Dict.from_name('basics-notes', create_if_missing=True).get(key)"
+    for attempt in range(1, until if how == "kill" else 1):
+        wait_until(lambda attempt=attempt: client(server, counted, key=key) == attempt, 30, "it has begun")
+        [task] = [t for t in server.tasks("attempts") if t["running_inputs"]]
         server.control("kill", task_id=task["task_id"])
         _wait_until_gone(server, task["task_id"])
     assert client(server, f"result = modal.FunctionCall.from_id({call_id!r}).get()")[0] == until
 
 
 def _wait_until_gone(server: LocalModal, task_id: str) -> None:
-    wait_until(lambda: task_id not in [task["task_id"] for task in server.tasks()], 10)
+    wait_until(lambda: task_id not in [task["task_id"] for task in server.tasks()])
 
 
 def test_with_options_has_a_pool_of_its_own_and_replaces_secrets(isolated_server: LocalModal) -> None:
@@ -146,13 +142,15 @@ def test_more_inputs_than_modal_takes_are_refused_and_results_expire() -> None:
             server,
             "import threading\n"
             "version, refused = f('version', 'limited'), []\n"
-            "first = version.spawn(3)\n"
+            "first = version.spawn('told')\n"
             "while f('version', 'limited').get_current_stats().backlog: time.sleep(0.02)\n"
             "calls = [version.spawn() for _ in range(5)]\n"
             "for attempt in (version.spawn, version.remote):\n"
             "    try:\n        attempt(); refused.append('taken')\n"
             "    except modal.exception.ResourceExhaustedError as error: refused.append(str(error))\n"
-            "version.spawn_map([0, 0, 0])\n"
+            "notes = modal.Dict.from_name('limited-notes')\n"
+            "threading.Timer(0.3, notes.put, ['told', True]).start()\n"
+            "version.spawn_map(['', '', ''])\n"
             "answers = [call.get() for call in [first, *calls]]\n"
             "result = [refused, answers, first.object_id]",
         )
@@ -173,7 +171,7 @@ def test_a_redelivered_input_runs_twice_and_ends_once(isolated_server: LocalModa
     key = uuid.uuid4().hex
     call_id = client(isolated_server, "result = f('gated').spawn(key).object_id", key=key)
     running = wait_until(
-        lambda: [t for t in isolated_server.tasks("gated") if t["running_inputs"]], 20, "it runs"
+        lambda: [t for t in isolated_server.tasks("gated") if t["running_inputs"]], 30, "it runs"
     )
     again = isolated_server.control("redeliver", task_id=running[0]["task_id"])
     assert again["task_id"] != running[0]["task_id"]
@@ -182,7 +180,7 @@ def test_a_redelivered_input_runs_twice_and_ends_once(isolated_server: LocalModa
         both = [t for t in isolated_server.tasks("gated") if t["running_inputs"]]
         return len(both) == 2 and len({t["running_inputs"][0]["input_id"] for t in both}) == 1
 
-    wait_until(twice, 20, "both run the same input")
+    wait_until(twice, 30, "both run the same input")
     code = (
         "modal.Dict.from_name('basics-notes')[key] = True\n"
         "call = modal.FunctionCall.from_id(call_id)\n"

@@ -81,7 +81,7 @@ def test_without_a_server_the_answer_comes_at_once(tmp_path: Path) -> None:
             began = time.monotonic()
             done = local_modal(word, "--state-dir", str(tmp_path))
             assert done.returncode == 1 and "No server runs on" in done.stderr and done.stdout == ""
-            assert time.monotonic() - began < 15
+            assert time.monotonic() - began < 45
 
 
 def test_faults_are_set_listed_and_cleared(isolated_server: LocalModal) -> None:

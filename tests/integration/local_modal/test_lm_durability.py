@@ -126,7 +126,7 @@ def test_a_redeploy_that_says_success_after_a_restart_has_deployed_the_new_code(
         stderr=subprocess.STDOUT,
         text=True,
     ) as deploying:
-        wait_until(lambda: stalled.struck, 20, "it is about to publish")
+        wait_until(lambda: stalled.struck, 30, "it is about to publish")
         assert client(server, look) == "one"
         # It repeats its request for about a second, which may be less than a start takes.
         deploying.send_signal(signal.SIGSTOP)
@@ -149,7 +149,7 @@ def test_of_two_first_deployments_of_one_name_one_is_refused(fresh_local_modal: 
             stderr=subprocess.STDOUT,
             text=True,
         ) as late:
-            wait_until(lambda: stalled.struck, 20, "it is about to publish")
+            wait_until(lambda: stalled.struck, 30, "it is about to publish")
             deploy(server, "versions", VERSION="first")
             stalled.clear()
             output = late.communicate(timeout=60)[0]

@@ -66,7 +66,7 @@ def test_groups_go_with_their_containers_and_after_kill_9_with_the_next_server(t
         task_id, membership = client(server, "result = f('groups', 'hungry').remote()")
         assert all((path / task_id).is_dir() for path in made) and task_id in membership
         server.control("kill", task_id=task_id)
-        wait_until(lambda: not any((path / task_id).exists() for path in made), 5)
+        wait_until(lambda: not any((path / task_id).exists() for path in made))
         client(server, "result = f('groups', 'hungry').remote()")
         wait_until(lambda: server.tasks("groups"))
         server.kill()

@@ -41,7 +41,7 @@ def test_users_tests_get_a_server_and_its_faults(tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert done.returncode == 0, done.stdout
     assert "local_modal: --local-modal-seed 11" in done.stdout and "2 passed" in done.stdout

@@ -42,7 +42,7 @@ def test_a_week_in_a_moment(fresh_local_modal: LocalModal) -> None:
     server.advance(DAY / 2)
     assert client(server, look)[:2] == ["v", 0]
     client(server, "result = modal.Queue.from_name('go').put('on')")
-    output, errors = running.communicate(timeout=30)
+    output, errors = running.communicate(timeout=60)
     assert '"alive"' in output, errors
     server.advance(8 * DAY)  # at least one Monday
     wait_until(lambda: client(server, look)[2] >= 1)
@@ -50,7 +50,7 @@ def test_a_week_in_a_moment(fresh_local_modal: LocalModal) -> None:
     later = server.control("advance", seconds=0)["time"]
     server.kill()
     server.start()
-    assert later <= server.control("advance", seconds=0)["time"] < later + 60
+    assert later <= server.control("advance", seconds=0)["time"] < later + 600
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_the_clock_is_advanced_from_the_command_line(timed_server: LocalModal) -
     before = timed_server.control("advance", seconds=0)["time"]
     command = [sys.executable, "-m", "local_modal", "fault", "advance", "--seconds", "100"]
     state = ["--state-dir", str(timed_server.state_dir)]
-    subprocess.run([*command, *state], check=True, capture_output=True, timeout=30)
+    subprocess.run([*command, *state], check=True, capture_output=True, timeout=60)
     assert timed_server.control("advance", seconds=0)["time"] >= before + 100
     with pytest.raises(ControlError, match="put back"):
         timed_server.advance(-1)

@@ -86,7 +86,7 @@ def test_a_compressed_body_is_left_alone(url: str) -> None:
 
 def test_a_client_may_wait_for_the_order_to_go_on(url: str) -> None:
     parts = urlsplit(url)
-    with socket.create_connection((parts.hostname, parts.port), timeout=10) as link:
+    with socket.create_connection((parts.hostname, parts.port), timeout=30) as link:
         link.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n")
         assert link.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
         link.sendall(b"abc")
@@ -96,7 +96,7 @@ def test_a_client_may_wait_for_the_order_to_go_on(url: str) -> None:
 def upload_head(url: str, size: int, sent: bytes) -> bytes:
     """The beginning of the answer to an upload of `size` bytes of which only `sent` is sent."""
     parts = urlsplit(url)
-    with socket.create_connection((parts.hostname, parts.port), timeout=10) as link:
+    with socket.create_connection((parts.hostname, parts.port), timeout=30) as link:
         link.sendall(f"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n\r\n".encode() + sent)
         return link.recv(12)
 

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
@@ -33,6 +32,16 @@ def refused(url: str) -> bool:
     except ConnectionRefusedError:
         return True
     return False
+
+
+def interrupted(process: subprocess.Popen[str]) -> bool:
+    """Interrupt it; whether it has ended. The SDK loses an interrupt in the moment when its watch begins."""
+    process.send_signal(signal.SIGINT)
+    try:
+        process.communicate(timeout=10)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
 
 
 def test_a_url_outlives_deployments_and_restarts(server: LocalModal) -> None:
@@ -88,9 +97,7 @@ def test_an_ephemeral_app_has_urls_while_it_runs(server: LocalModal) -> None:
         for line in serving.stdout:
             if "Watching" in line:
                 break
-        time.sleep(1)  # an interrupt in the moment when the watch begins is lost within the SDK
-        serving.send_signal(signal.SIGINT)
-        serving.communicate(timeout=30)
+        wait_until(lambda: interrupted(serving), 60, "it has ended")
     finally:
         serving.kill()
         serving.communicate()

@@ -28,7 +28,7 @@ def url(isolated_server: LocalModal) -> str:
 async def connected(url: str) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
     async with (
         aiohttp.ClientSession() as session,
-        session.ws_connect(url, protocols=["one", "two"], timeout=aiohttp.ClientWSTimeout(ws_close=20)) as ws,
+        session.ws_connect(url, protocols=["one", "two"], timeout=aiohttp.ClientWSTimeout(ws_close=60)) as ws,
     ):
         yield ws
 
@@ -41,12 +41,12 @@ def test_a_conversation(isolated_server: LocalModal, url: str) -> None:
             assert ws.protocol == "two"
             assert ws._response.headers["x-served"] == "yes"
             await ws.send_str("text")
-            assert await ws.receive_str(timeout=20) == "TEXT"
+            assert await ws.receive_str(timeout=60) == "TEXT"
             await ws.send_bytes(b"bytes")
-            assert await ws.receive_bytes(timeout=20) == b"setyb"
+            assert await ws.receive_bytes(timeout=60) == b"setyb"
             for _ in range(20):  # more than is kept
                 await ws.send_str("x" * 1_000_000)
-                assert len(await ws.receive_str(timeout=20)) == 1_000_000
+                assert len(await ws.receive_str(timeout=60)) == 1_000_000
             await ws.close(code=4444)
 
     asyncio.run(converse())
@@ -58,7 +58,7 @@ def test_how_a_conversation_ends(url: str) -> None:
     async def ends(order: str) -> tuple[int | None, str | None]:
         async with connected(url) as ws:
             await ws.send_str(order)
-            end = await ws.receive(timeout=20)
+            end = await ws.receive(timeout=60)
             assert end.type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.CLOSING)
             return ws.close_code, end.extra
 

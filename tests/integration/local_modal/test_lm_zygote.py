@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import statistics
 import subprocess
 import sys
 import uuid
@@ -18,6 +17,7 @@ import pytest
 from local_modal.testing import LocalModal, wait_until
 from tests.integration.local_modal.conftest import client, deploy
 from tests.integration.local_modal.test_lm_containers import processes
+from tests.support.processes import is_running
 
 SEEDED = [sys.executable, "-c", "print(hash('x'))"]
 
@@ -78,10 +78,10 @@ def test_exit_handlers_run_and_nothing_is_left(forking: LocalModal) -> None:
     assert processes("sleep", "9876")
     forking.control("kill", function_name="ends", signal="SIGINT")
     read = "result = modal.Dict.from_name('forked-notes').get(key)"
-    wait_until(lambda: client(forking, read, key=key) == "ended", 10, "the exit handler has run")
-    wait_until(lambda: not forking.tasks("ends"), 10)
-    assert "ended: exit code 0" in forking.log
-    wait_until(lambda: not processes("sleep", "9876"), 5, "what user code left has ended")
+    wait_until(lambda: client(forking, read, key=key) == "ended", 30, "the exit handler has run")
+    wait_until(lambda: not forking.tasks("ends"))
+    wait_until(lambda: "ended: exit code 0" in forking.log)
+    wait_until(lambda: not processes("sleep", "9876"), 30, "what user code left has ended")
 
 
 def test_inputs_start_again_when_the_zygote_dies(forking: LocalModal) -> None:
@@ -96,24 +96,20 @@ def test_inputs_start_again_when_the_zygote_dies(forking: LocalModal) -> None:
     zygote.kill()
     finish = (
         "modal.Dict.from_name('forked-notes')[key] = True\n"
-        "result = modal.FunctionCall.from_id(call_id).get(timeout=30)"
+        "result = modal.FunctionCall.from_id(call_id).get(timeout=60)"
     )
     assert client(forking, finish, key=key, call_id=call_id) != running["task_id"]
-    assert not psutil.pid_exists(running["pid"])
+    wait_until(lambda: not is_running(running["pid"]))
 
 
 def test_a_cold_start_takes_a_fraction_of_the_time(forking: LocalModal, plain: LocalModal) -> None:
     """Half is promised here, on machines of any load; a quiet one shows a tenth."""
-    code = (
-        "chance, result = f('chance', 'forked'), []\n"
-        "for _ in range(5):\n"
-        "    begin = time.time()\n"
-        "    result.append([chance.remote(), begin])"
-    )
-    answers = {server: client(server, code) for server in (forking, plain)}
-    cold, slow = (statistics.median(told[0] - begin for told, begin in answers[s]) for s in (forking, plain))
+    code = "begin = time.time()\nresult = [begin, *f('chance', 'forked').remote()]"
+    # In turns, so that both meet the same load.
+    answers = [[client(server, code) for server in (forking, plain)] for _ in range(4)]
+    cold, slow = (min(began - begin for begin, began, *_ in told) for told in zip(*answers, strict=True))
     assert cold < slow / 2
-    assert len({told[1] for told, _ in answers[forking]}) == 5
+    assert len({told[2] for told, _ in answers}) == 4
 
 
 def test_hash_seeds_change_now_and_then(forking: LocalModal) -> None:
@@ -122,4 +118,4 @@ def test_hash_seeds_change_now_and_then(forking: LocalModal) -> None:
     wait_until(lambda: client(forking, chance) != first, 30, "another zygote has taken over")
     for task in forking.tasks():
         forking.control("kill", task_id=task["task_id"])
-    wait_until(lambda: len(zygotes(forking)) == 1, 10, "the old one has gone")
+    wait_until(lambda: len(zygotes(forking)) == 1, 30, "the old one has gone")

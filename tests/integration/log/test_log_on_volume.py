@@ -84,7 +84,7 @@ def test_running_tasks_log_is_readable(files: VolumeFiles, tmp_path: Path) -> No
     local = tmp_path / "logs" / path
     with local.open("ab", buffering=0) as file:
         file.write(b'{"timestamp": "t", "level": "info", "event": "working"}\n')
-    wait_until(lambda: reader.attempts(files, "running", RUN, "t"), 20, "the first segment")
+    wait_until(lambda: reader.attempts(files, "running", RUN, "t"), 30, "the first segment")
     lines = list(reader.read(files, "running", RUN, "t"))
     assert "Modal container took the task dispatch=d1 container=ta-1" in lines[0]
     assert lines[1] == "[t] INFO - working"

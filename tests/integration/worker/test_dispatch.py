@@ -98,7 +98,7 @@ class Environment:
 
     def event(self, call: wire.TaskCall) -> wire.Completion:
         """Return the next completion event, which must be this call's."""
-        message = self.events.get(timeout=10, partition=PARTITION)
+        message = self.events.get(timeout=30, partition=PARTITION)
         assert message is not None
         completion = wire.Completion.from_wire(message)
         assert completion.dispatch == call.dispatch
@@ -209,7 +209,7 @@ def test_task_whose_container_is_lost_is_not_run_twice(environment: Environment)
     started = len(environment.recorder.events("started"))
     spawned = environment.spawn(call.to_wire())
     environment.recorder.wait_for("started", started + 1)
-    lost = wait_until(lambda: environment.server.tasks(names.EXECUTE_TASK), 10)[0]["task_id"]
+    lost = wait_until(lambda: environment.server.tasks(names.EXECUTE_TASK))[0]["task_id"]
     environment.server.control("kill", task_id=lost)
     completion = wire.Completion.from_wire(spawned.get(timeout=120))
     assert completion.outcome == "failed"
@@ -245,7 +245,7 @@ def test_preempted_task_is_stopped_and_reported_once(environment: Environment) -
     started, killed = (len(environment.recorder.events(event)) for event in ("started", "on_kill"))
     spawned = environment.spawn(call.to_wire())
     environment.recorder.wait_for("started", started + 1)
-    taken = wait_until(lambda: environment.server.tasks(names.EXECUTE_TASK), 10)[0]["task_id"]
+    taken = wait_until(lambda: environment.server.tasks(names.EXECUTE_TASK))[0]["task_id"]
     environment.server.control("kill", task_id=taken, signal="SIGINT")
     environment.recorder.wait_for("on_kill", killed + 1, timeout=30)
     completion = environment.event(call)
@@ -266,7 +266,7 @@ def test_what_was_reported_stands_when_modal_delivers_again(environment: Environ
     first = wire.Completion.from_wire(environment.spawn(call.to_wire()).get(timeout=120))
     assert environment.event(call) == first
     # As after a container that was lost between its report and Modal's receipt of it.
-    assert wire.Completion.from_wire(environment.spawn(call.to_wire()).get(timeout=10)) == first
+    assert wire.Completion.from_wire(environment.spawn(call.to_wire()).get(timeout=30)) == first
     assert environment.event(call) == first
     assert wire.Completion.from_wire(environment.state[names.result_key(call.dispatch)]) == first
     log = "\n".join(environment.log(call))

@@ -220,7 +220,7 @@ def test_user_code_does_not_outlive_its_supervisor(worker: Worker) -> None:
     pid = task.await_start()["pid"]
     outcome = child.wait(30)
     assert outcome is not None and outcome.signal == signal.SIGKILL
-    wait_until(lambda: not is_running(pid), 5, "user code has ended")
+    wait_until(lambda: not is_running(pid), 30, "user code has ended")
 
 
 def test_database_away_is_told(worker: Worker, postgres_url: str) -> None:

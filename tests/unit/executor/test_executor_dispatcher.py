@@ -11,17 +11,22 @@ import pytest
 from modal import exception
 
 from airflow_provider_modal.executors import cancelling, reports, submit_errors
+from airflow_provider_modal.executors import dispatcher as dispatcher_module
 from airflow_provider_modal.executors.call_state import CallState
 from airflow_provider_modal.executors.dispatcher import Dispatcher, Submission
 from airflow_provider_modal.executors.options import Options
 from airflow_provider_modal.names import ResourceNames
 from local_modal.testing import wait_until
 
-PATIENCE = 0.2
+PATIENCE = 60.0
+ATTEMPT = 15.0
+"""Seconds that an attempt takes, by the dispatcher's clock."""
 
 
 class ScriptedGateway:
     """Raises or returns what the script says, one entry a spawn; the last one for ever."""
+
+    now = 0.0
 
     def __init__(self, *script: Exception | str) -> None:
         self.resources = ResourceNames("prod")
@@ -31,6 +36,7 @@ class ScriptedGateway:
 
     async def spawn(self, *arguments: Any) -> str:
         self.asked.append(("spawn",))
+        ScriptedGateway.now += ATTEMPT
         answer = next(self.script)
         if isinstance(answer, Exception):
             raise answer
@@ -60,6 +66,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[ScriptedGatew
     monkeypatch.setattr(submit_errors, "BACKOFF_FIRST", 0.02)
     monkeypatch.setattr(submit_errors, "BACKOFF_MOST", 0.05)
     monkeypatch.setattr(cancelling, "GRACE", 0.1)
+    # Patience is a matter of the attempts that are made, not of how fast this machine is.
+    monkeypatch.setattr(dispatcher_module, "time", SimpleNamespace(monotonic=lambda: ScriptedGateway.now))
     made = []
 
     def start(gateway: ScriptedGateway) -> Dispatcher:
@@ -80,7 +88,7 @@ def submission(dispatch: str = "d1") -> Submission:
 
 def heard(dispatcher: Dispatcher) -> list[reports.Report]:
     news: list[reports.Report] = []
-    wait_until(lambda: news.extend(dispatcher.drain()) or news, 5, "the dispatcher reports")
+    wait_until(lambda: news.extend(dispatcher.drain()) or news, 30, "the dispatcher reports")
     return news
 
 
@@ -137,6 +145,6 @@ def test_what_is_revoked_before_modal_takes_it_is_over_at_once(
     gateway = ScriptedGateway(exception.ResourceExhaustedError("too many containers"))
     dispatcher = started(gateway)
     dispatcher.submit(submission())
-    wait_until(lambda: gateway.asked, 5, "the first attempt")
+    wait_until(lambda: gateway.asked, 30, "the first attempt")
     dispatcher.cancel("d1", None, "taken back")
     assert heard(dispatcher) == [reports.Cancelled("d1")]

@@ -135,10 +135,17 @@ class SharedState:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Renewals come at once, and silence is waited for with patience."""
     monkeypatch.setattr(claim, "BEAT_SECONDS", 0.05)
     monkeypatch.setattr(claim, "_BEAT_DEADLINE", 0.04)
-    monkeypatch.setattr(claim, "LOST_SECONDS", 0.5)
+    monkeypatch.setattr(claim, "LOST_SECONDS", 30.0)
     monkeypatch.setattr(claim, "_LOOK_SECONDS", 0.02)
+
+
+@pytest.fixture
+def impatient_with_silence(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A claim that is not renewed is soon taken to be lost; for claims that nobody renews."""
+    monkeypatch.setattr(claim, "LOST_SECONDS", 0.3)
 
 
 @pytest.mark.usefixtures("quick")
@@ -151,7 +158,7 @@ def test_a_second_delivery_leaves_a_living_one_alone() -> None:
     assert wire.Claim.from_wire(state.value).token == "first"
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("impatient_with_silence")
 def test_a_silent_started_claim_is_a_lost_container() -> None:
     state = SharedState(held("first", "started").to_wire())
     verdict = claim.claim(state, call(), "own", "ta-own")
@@ -178,7 +185,7 @@ class HangingState(SharedState):
 def test_a_delivery_lives_although_a_renewal_hangs() -> None:
     state = HangingState()
     with claim.started(state, call(), held("first", "claimed")):
-        wait_until(lambda: state.puts == 2, 5)
+        wait_until(lambda: state.puts == 2)
         verdict = claim.claim(state, call(), "own", "ta-own")
     assert verdict.obsolete and "ta-first" in str(verdict.reason)
 
@@ -200,7 +207,7 @@ def test_memory_is_told_with_a_renewal_and_at_once_when_it_gets_scarce(
         time.sleep(0.1)
         assert told() is None
         measured[0] = 810
-        wait_until(lambda: told() == 810, 5)
+        wait_until(lambda: told() == 810)
         # Once is enough: the next renewal comes anyway.
         measured[0] = 900
         time.sleep(0.1)
@@ -223,7 +230,7 @@ def test_what_was_reported_stands(phase: wire.Phase) -> None:
     started = time.monotonic()
     verdict = claim.claim(state, call("rerun"), "own", "ta-own")
     assert not verdict.run and verdict.reported == COMPLETION
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < claim.LOST_SECONDS
     assert wire.Claim.from_wire(state.value).token == "first"
 
 
@@ -247,7 +254,7 @@ def test_what_is_reported_before_a_later_delivery_starts_stands() -> None:
     assert "ta-first" in str(meanwhile.reason)
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("impatient_with_silence")
 def test_a_claim_is_not_renewed_after_the_end() -> None:
     state = SharedState({})
     with claim.started(state, call(), held("first", "claimed")):
@@ -280,5 +287,5 @@ def test_patience_repeats_and_gives_up() -> None:
 def test_patience_does_not_wait_for_what_hangs() -> None:
     started = time.monotonic()
     with pytest.raises(patience.GaveUpError, match=r"no answer within 0\.1 s"):
-        patience.patiently("ask", lambda: time.sleep(5), deadline=0.1)
-    assert time.monotonic() - started < 2
+        patience.patiently("ask", lambda: time.sleep(60), deadline=0.1)
+    assert time.monotonic() - started < 30

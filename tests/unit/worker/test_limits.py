@@ -51,7 +51,7 @@ def test_grace_is_shorter_in_a_container_that_is_taken_away(
     monkeypatch.setattr(limits, "PREEMPTION_GRACE", 0.2)
     ready = tmp_path / "ready"
     child = zygote.spawn("zygote_targets:ignore_sigterm", {"ready": str(ready)})
-    wait_until(ready.exists, 10, "it ignores SIGTERM")
+    wait_until(ready.exists, 30, "it ignores SIGTERM")
     cancelled = limits.Cancellation(requested=True)
 
     def take_away(stop: limits.Stop) -> None:
@@ -60,7 +60,7 @@ def test_grace_is_shorter_in_a_container_that_is_taken_away(
 
     started = time.monotonic()
     assert limits.await_end(child, 60, cancelled, on_stop=take_away).killed
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < limits.GRACE
 
 
 @pytest.mark.parametrize(("timeout", "requested", "why"), [(0.1, False, "timeout"), (60, True, "cancelled")])
@@ -70,7 +70,7 @@ def test_child_that_does_not_stop_is_killed(
     told: list[object] = []
     ready = tmp_path / "ready"
     child = zygote.spawn("zygote_targets:ignore_sigterm", {"ready": str(ready)})
-    wait_until(ready.exists, 10, "it ignores SIGTERM")
+    wait_until(ready.exists, 30, "it ignores SIGTERM")
     cancelled = limits.Cancellation(requested)
     ending = limits.await_end(child, timeout, cancelled, grace=0.2, on_stop=told.append, on_kill=told.append)
     assert (ending.stopped, ending.killed, ending.outcome.signal) == (why, True, signal.SIGKILL)
@@ -86,7 +86,7 @@ def test_cancellation_is_noted_not_raised() -> None:
         with limits.cancellation() as cancelled:
             assert not cancelled.requested
             os.kill(os.getpid(), signal.SIGUSR1)
-            ends = time.monotonic() + 5
+            ends = time.monotonic() + 30
             while not cancelled.requested and time.monotonic() < ends:
                 time.sleep(0.01)
             assert cancelled.requested

@@ -26,7 +26,7 @@ def batch(numbers: list[int]) -> list[tuple[int, int]]:
 @modal.concurrent(max_inputs=3)
 def together(parties: int) -> str:
     """Returns when so many inputs run at the same time in this container."""
-    barrier.wait(timeout=10) if parties == 3 else None
+    barrier.wait(timeout=60) if parties == 3 else None
     return ME
 
 
@@ -60,7 +60,7 @@ def blocks(number: int, size: int) -> Iterator[bytes]:
 
 @app.function(max_containers=4)
 def inverse(number: int) -> float:
-    time.sleep(0.1 * (number == 1))
+    time.sleep(0.5 * (number == 1))
     return 1 / number
 
 
