@@ -1,4 +1,7 @@
-"""dev/quickstart, as its script runs it: from nothing to a successful run, and again on what is there."""
+"""dev/quickstart, as its script runs it: from nothing to a successful run, and again on what is there.
+
+The first time in containers without namespaces, the second time in those that the kernel allows.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from local_modal.isolation import NO_NAMESPACES
+
 EXPECTED = {
     "flaky": "success",
     "numbers": "success",
@@ -20,10 +25,10 @@ EXPECTED = {
 }
 
 
-def _quickstart(state_dir: Path) -> tuple[dict[str, Any], str]:
+def _quickstart(state_dir: Path, **environ: str) -> tuple[dict[str, Any], str]:
     done = subprocess.run(
         [sys.executable, "-m", "tools.quickstart", "--no-wait", "--json", "--state-dir", str(state_dir)],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "dev")},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "dev"), **environ},
         capture_output=True,
         text=True,
         timeout=540,
@@ -37,7 +42,8 @@ def _quickstart(state_dir: Path) -> tuple[dict[str, Any], str]:
 
 @pytest.mark.faults(reason="dev/quickstart is about the local Modal server")
 def test_first_and_second_run(tmp_path: Path) -> None:
-    first, said = _quickstart(tmp_path)
+    first, said = _quickstart(tmp_path, **{NO_NAMESPACES: "1"})
+    assert "its containers are shared" in said
     assert (first["dag_id"], first["state"]) == ("modalflow_quickstart", "success")
     assert first["tasks"] == EXPECTED
     assert "Fernet key was made" in said

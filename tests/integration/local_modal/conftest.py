@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -63,6 +64,22 @@ def start_client(server: LocalModal, code: str, **values: Any) -> subprocess.Pop
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def interrupt(process: subprocess.Popen[str]) -> None:
+    """End a `modal serve` by Ctrl-C.
+
+    The SDK loses an interrupt in the moment when its watch begins, so another one follows after a while.
+    """
+    for _ in range(6):
+        process.send_signal(signal.SIGINT)
+        try:
+            process.communicate(timeout=15)
+            return
+        except subprocess.TimeoutExpired:
+            continue
+    process.kill()
+    pytest.fail(f"it goes on after Ctrl-C: {process.communicate()[0]}")
 
 
 def client(server: LocalModal, code: str, **values: Any) -> Any:

@@ -9,8 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from local_modal.testing import LocalModal, wait_until
 from tests.integration.local_modal.conftest import client, modal
+
+pytestmark = pytest.mark.one_sdk
 
 COMMAND = [sys.executable, "-m", "cloud"]
 DEV = str(Path(__file__).parents[3] / "dev")

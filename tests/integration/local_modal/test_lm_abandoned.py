@@ -6,10 +6,13 @@ import asyncio
 import time
 from pathlib import Path
 
+import pytest
 from modal_proto import api_pb2 as api
 
 from local_modal.clock import SystemClock
 from local_modal.server import Options, Server
+
+pytestmark = pytest.mark.one_sdk
 
 STATES = (api.APP_STATE_EPHEMERAL, api.APP_STATE_INITIALIZING, api.APP_STATE_DETACHED)
 

@@ -14,7 +14,15 @@ from pathlib import Path
 import pytest
 
 from local_modal.testing import LocalModal, wait_until
-from tests.integration.local_modal.conftest import APPS, client, deploy, modal, modal_command, start_client
+from tests.integration.local_modal.conftest import (
+    APPS,
+    client,
+    deploy,
+    interrupt,
+    modal,
+    modal_command,
+    start_client,
+)
 
 CALL_VERSION = "result = f('version', 'versions').remote({seconds})"
 
@@ -165,34 +173,37 @@ def test_modal_serve_puts_each_saved_version_in_force(isolated_server: LocalModa
         "def work(): pass\n"
     )
     file.write_text(text)
-    with subprocess.Popen(
-        [sys.executable, "-m", "modal", "serve", str(file)],
-        env=isolated_server.env | {"PYTHONUNBUFFERED": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as serving:
+    said = tmp_path / "said"
+    with (
+        said.open("w") as output,
+        subprocess.Popen(
+            [sys.executable, "-m", "modal", "serve", str(file)],
+            env=isolated_server.env | {"PYTHONUNBUFFERED": "1"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as serving,
+    ):
         try:
-            (one,) = wait_until(lambda: [t for t in isolated_server.tasks() if t["app_name"] == "served"])
-            wait_until(lambda: isolated_server.tasks("work")[0]["ready"])
-
+            (one,) = wait_until(lambda: [t for t in isolated_server.tasks() if t["app_name"] == "served"], 60)
+            wait_until(lambda: isolated_server.tasks("work")[0]["ready"], 60)
+            wait_until(lambda: "Watching" in said.read_text(), 60)
             saved = 0.0
 
             def replaced() -> bool:
                 """a container of the new version"""
                 nonlocal saved
-                if time.monotonic() > saved + 4:  # again, as the first time may be before the watch begins
+                # Again, as the first time may be before the watch begins; not while it is being put in force.
+                if "version two" not in said.read_text() and time.monotonic() > saved + 20:
                     saved = time.monotonic()
                     file.write_text(text.replace("one", "two"))
                 others = [t for t in isolated_server.tasks("work") if t["task_id"] != one["task_id"]]
                 return any(task["ready"] for task in others)
 
-            wait_until(replaced, 30)
+            wait_until(replaced, 120)
             wait_until(lambda: one["task_id"] not in [t["task_id"] for t in isolated_server.tasks()])
         finally:
-            serving.send_signal(signal.SIGINT)
-            output = serving.communicate(timeout=60)[0]
-    assert "served version two" in output
+            interrupt(serving)
     wait_until(lambda: not [t for t in isolated_server.tasks() if t["app_name"] == "served"])
 
 

@@ -18,6 +18,8 @@ from tests.integration.local_modal.command_line import command, environ, local_m
 from tests.integration.local_modal.conftest import APPS
 from tests.support.processes import is_running
 
+pytestmark = pytest.mark.one_sdk
+
 
 @pytest.mark.parametrize(
     "words", [[], ["serve"], ["run"], ["env"], ["top"], ["status"], ["fault"], ["fault", "lose"]]

@@ -222,6 +222,7 @@ def test_containers_die_with_the_server(fresh_local_modal: LocalModal) -> None:
     wait_until(lambda: not any(is_running(each) for each in [pid, *pids]), 30, "all are gone")
 
 
+@pytest.mark.one_sdk
 @pytest.mark.skipif(os.getuid() != 0, reason="root is needed to become somebody else")
 @pytest.mark.parametrize("no_namespaces", ["", "1"])
 def test_an_ordinary_user_can_run_it_all(no_namespaces: str) -> None:

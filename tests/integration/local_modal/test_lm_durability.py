@@ -16,6 +16,8 @@ import pytest
 from local_modal.testing import LocalModal, wait_until
 from tests.integration.local_modal.conftest import APPS, client, deploy, start_client
 
+pytestmark = pytest.mark.one_sdk
+
 KILLS = 3
 HAMMER = """
 import threading

@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 
 import modal
+import pytest
 
 from local_modal.fault_journal import JOURNAL_FILE
 from local_modal.testing import LocalModal, wait_until
 from tests.integration.local_modal.conftest import client, deploy
 from tests.integration.local_modal.sdk import connected
+
+pytestmark = pytest.mark.one_sdk
 
 CALLS = 40
 

@@ -14,6 +14,8 @@ from local_modal.testing import LocalModal, wait_until
 from tests.integration.local_modal.conftest import client, deploy
 from tests.integration.local_modal.test_lm_server import local_modal
 
+pytestmark = pytest.mark.one_sdk
+
 NOTE = "ran out of memory: its limit is 256 MiB"
 
 

@@ -6,7 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.integration.local_modal.command_line import environ
+
+pytestmark = pytest.mark.one_sdk
 
 TESTS = """
 import subprocess, sys

@@ -23,6 +23,8 @@ from tests.integration.local_modal.command_line import local_modal
 from tests.integration.local_modal.conftest import client, deploy, modal
 from tests.support.processes import is_running
 
+pytestmark = pytest.mark.one_sdk
+
 
 @pytest.mark.parametrize("end", [LocalModal.stop, LocalModal.kill])
 def test_deployed_apps_and_objects_survive_a_restart(

@@ -14,6 +14,8 @@ from local_modal import launcher
 from local_modal.testing import LocalModal
 from tests.integration.local_modal.conftest import client, deploy
 
+pytestmark = pytest.mark.one_sdk
+
 CHECKOUT = Path(__file__).parents[3]
 INTERPRETER = Path(os.environ.get("LOCAL_MODAL_PYTHON", sys.executable))
 ROOT = {

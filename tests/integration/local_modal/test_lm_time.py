@@ -11,6 +11,8 @@ import pytest
 from local_modal.testing import ControlError, LocalModal, wait_until
 from tests.integration.local_modal.conftest import client, deploy, start_client
 
+pytestmark = pytest.mark.one_sdk
+
 DAY = 24 * 3600.0
 
 

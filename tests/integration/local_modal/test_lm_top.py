@@ -11,6 +11,8 @@ from local_modal.testing import LocalModal
 from tests.integration.local_modal.command_line import in_terminal, local_modal
 from tests.integration.local_modal.conftest import QUICK, client, deploy
 
+pytestmark = pytest.mark.one_sdk
+
 
 @pytest.fixture(scope="module")
 def quiet_server() -> Iterator[LocalModal]:

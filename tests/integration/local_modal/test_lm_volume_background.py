@@ -11,6 +11,8 @@ from local_modal.testing import LocalModal, wait_until
 from tests.integration.local_modal.conftest import LEAK, deploy
 from tests.integration.local_modal.sdk import connected
 
+pytestmark = pytest.mark.one_sdk
+
 
 @pytest.fixture(scope="module", params=["overlays", "copies"])
 def server(request: pytest.FixtureRequest) -> Iterator[LocalModal]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -13,8 +12,10 @@ from urllib.parse import urlsplit
 import pytest
 
 from local_modal.testing import LocalModal, wait_until
-from tests.integration.local_modal.conftest import APPS, client, deploy, modal
+from tests.integration.local_modal.conftest import APPS, client, deploy, interrupt, modal
 from tests.integration.local_modal.http_client import ask, connection, seen
+
+pytestmark = pytest.mark.one_sdk
 
 URL = "result = f('web', 'web').get_web_url()"
 
@@ -32,16 +33,6 @@ def refused(url: str) -> bool:
     except ConnectionRefusedError:
         return True
     return False
-
-
-def interrupted(process: subprocess.Popen[str]) -> bool:
-    """Interrupt it; whether it has ended. The SDK loses an interrupt in the moment when its watch begins."""
-    process.send_signal(signal.SIGINT)
-    try:
-        process.communicate(timeout=10)
-    except subprocess.TimeoutExpired:
-        return False
-    return True
 
 
 def test_a_url_outlives_deployments_and_restarts(server: LocalModal) -> None:
@@ -97,7 +88,7 @@ def test_an_ephemeral_app_has_urls_while_it_runs(server: LocalModal) -> None:
         for line in serving.stdout:
             if "Watching" in line:
                 break
-        wait_until(lambda: interrupted(serving), 60, "it has ended")
+        interrupt(serving)
     finally:
         serving.kill()
         serving.communicate()
