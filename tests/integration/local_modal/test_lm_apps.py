@@ -188,19 +188,21 @@ def test_modal_serve_puts_each_saved_version_in_force(isolated_server: LocalModa
             (one,) = wait_until(lambda: [t for t in isolated_server.tasks() if t["app_name"] == "served"], 60)
             wait_until(lambda: isolated_server.tasks("work")[0]["ready"], 60)
             wait_until(lambda: "Watching" in said.read_text(), 60)
-            saved = 0.0
+            again, pause = 0.0, 10.0
 
             def replaced() -> bool:
                 """a container of the new version"""
-                nonlocal saved
-                # Again, as the first time may be before the watch begins; not while it is being put in force.
-                if "version two" not in said.read_text() and time.monotonic() > saved + 20:
-                    saved = time.monotonic()
+                nonlocal again, pause
+                # Again, as the first time may be before the watch begins; each time ends what the one before
+                # has begun, so that a slow machine needs more and more time between them.
+                if "version two" not in said.read_text() and time.monotonic() > again:
+                    pause *= 2
+                    again = time.monotonic() + pause
                     file.write_text(text.replace("one", "two"))
                 others = [t for t in isolated_server.tasks("work") if t["task_id"] != one["task_id"]]
                 return any(task["ready"] for task in others)
 
-            wait_until(replaced, 120)
+            wait_until(replaced, 240)
             wait_until(lambda: one["task_id"] not in [t["task_id"] for t in isolated_server.tasks()])
         finally:
             interrupt(serving)
