@@ -17,8 +17,6 @@ from local_modal.testing import LocalModal
 CLOUD = os.environ.get("MODALFLOW_TEST_CLOUD", "") not in ("", "0")
 MODES = ["cloud"] if CLOUD else ["isolated", "shared"]
 """Kinds of containers: those of Modal, or both kinds of the local server."""
-FULL = os.environ.get("MODALFLOW_TEST_FULL", "") not in ("", "0")
-"""``dev/test --full``: the long stories with every kind of containers."""
 PATIENCE = 5 if CLOUD else 1
 """How many times longer things may take: Modal builds an image first, and answers from far away."""
 

@@ -1,7 +1,4 @@
-"""The first ten minutes: create, upload, trigger, follow, read, destroy.
-
-Containers without namespaces have a shorter story of their own, in ``test_quickstart``.
-"""
+"""The first ten minutes: create, upload, trigger, follow, read, destroy; with and without namespaces."""
 
 from __future__ import annotations
 
@@ -16,21 +13,21 @@ from airflow_provider_modal import example_dags
 from local_modal.testing import wait_until
 from tests.acceptance.conftest import new_database
 from tests.acceptance.deployment import Deployment, run, write_config
-from tests.acceptance.modal_target import FULL, MODES, environment_name, modal_server
+from tests.acceptance.modal_target import MODES, environment_name, modal_server
 
 DAG_ID = "modalflow_quickstart"
 DAG_FILE = Path(example_dags.__file__).with_name(f"{DAG_ID}.py")
 
 
-@pytest.fixture(scope="module", params=MODES if FULL else MODES[:1])
+@pytest.fixture(scope="module", params=MODES)
 def deployment(
-    request: pytest.FixtureRequest, acceptance_database: str, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, module_database: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Deployment]:
     """An environment that is created by the test, per kind of containers."""
     folder = tmp_path_factory.mktemp(request.param)
     # Each environment has a database of its own.
     with (
-        new_database(acceptance_database, f"first_{secrets.token_hex(3)}") as database,
+        new_database(module_database, f"first_{secrets.token_hex(3)}") as database,
         modal_server(folder / "modal", request.param) as local,
     ):
         assert local is None or local.mode == request.param

@@ -1,7 +1,4 @@
-"""dev/quickstart, as its script runs it: from nothing to a successful run, and again on what is there.
-
-The first time in containers without namespaces, the second time in those that the kernel allows.
-"""
+"""dev/quickstart, as its script runs it: from nothing to a successful run, and again on what is there."""
 
 from __future__ import annotations
 
@@ -14,8 +11,6 @@ from typing import Any
 
 import pytest
 
-from local_modal.isolation import NO_NAMESPACES
-
 EXPECTED = {
     "flaky": "success",
     "numbers": "success",
@@ -25,10 +20,10 @@ EXPECTED = {
 }
 
 
-def _quickstart(state_dir: Path, **environ: str) -> tuple[dict[str, Any], str]:
+def _quickstart(state_dir: Path) -> tuple[dict[str, Any], str]:
     done = subprocess.run(
         [sys.executable, "-m", "tools.quickstart", "--no-wait", "--json", "--state-dir", str(state_dir)],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "dev"), **environ},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "dev")},
         capture_output=True,
         text=True,
         timeout=540,
@@ -42,8 +37,7 @@ def _quickstart(state_dir: Path, **environ: str) -> tuple[dict[str, Any], str]:
 
 @pytest.mark.faults(reason="dev/quickstart is about the local Modal server")
 def test_first_and_second_run(tmp_path: Path) -> None:
-    first, said = _quickstart(tmp_path, **{NO_NAMESPACES: "1"})
-    assert "its containers are shared" in said
+    first, said = _quickstart(tmp_path)
     assert (first["dag_id"], first["state"]) == ("modalflow_quickstart", "success")
     assert first["tasks"] == EXPECTED
     assert "Fernet key was made" in said

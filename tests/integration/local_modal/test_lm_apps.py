@@ -242,6 +242,51 @@ def test_a_deployed_app_that_cant_be_imported_is_tried_for_ever(isolated_server:
     assert client(isolated_server, code, call_id=call_id) == "reached"
 
 
+PACKAGE = {
+    "storefront/__init__.py": "",
+    "storefront/web/__init__.py": "",
+    "storefront/web/app.py": """
+import importlib, modal
+app = modal.App("package")
+
+@app.function()
+def found(names):
+    there = []
+    for name in names:
+        try:
+            there.append(importlib.import_module(name).__name__)
+        except ImportError:
+            pass
+    return there
+""",
+    "storefront/prices.py": "",
+    "storefront/deep/__init__.py": "",
+    "storefront/deep/inner.py": "",
+    "neighbour.py": "",
+}
+
+
+def test_a_function_in_a_package_has_all_of_the_package_and_nothing_beside_it(
+    isolated_server: LocalModal, tmp_path: Path
+) -> None:
+    """The SDK mounts the top-level package, however deep in it the function's module is."""
+    for name, text in PACKAGE.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    done = subprocess.run(
+        [sys.executable, "-m", "modal", "deploy", "-m", "storefront.web.app"],
+        env=isolated_server.env,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    names = ["storefront.web.app", "storefront.prices", "storefront.deep.inner", "neighbour"]
+    code = "result = f('found', 'package').remote(names)"
+    assert client(isolated_server, code, names=names) == names[:3]
+
+
 def test_a_start_that_takes_too_long_is_a_timeout(isolated_server: LocalModal) -> None:
     code, output, errors = modal_command(isolated_server, "run", f"{APPS / 'slow_start.py'}::late")
     assert code == 1 and "startup of late took longer than 1 s" in output + errors
