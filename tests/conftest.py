@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import psycopg2
@@ -18,7 +19,24 @@ import pytest
 
 from tools.postgres import THROW_AWAY, serve
 
+SHARED_ENVIRONMENT = ("test_container_loss", "test_deadline_callback", "test_task_options")
+"""Modules of the acceptance tests that share one environment, whose creation takes half a minute."""
 pytest_plugins = ["local_modal.pytest_plugin", "tests.support.airflow_children"]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With ``--dist loadfile`` a file's tests stay in one process; files that share an environment, too."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByEnvironment(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.partition("::")[0]
+            return "shared environment" if Path(path).stem in SHARED_ENVIRONMENT else path
+
+    return ByEnvironment(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -1,17 +1,19 @@
-"""Fixtures of the stories: an environment that is created once a module, and a recorder."""
+"""Fixtures of the stories: an environment that most of them share, and a recorder."""
 
 from __future__ import annotations
 
 import secrets
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import psycopg2
 import pytest
 
-from tests.acceptance.deployment import Deployment, write_config
+from tests.acceptance.deployment import Deployment, run, write_config
 from tests.acceptance.modal_target import CLOUD, environment_name, modal_server
 from tests.acceptance.recorder import Recorder
 
@@ -39,20 +41,28 @@ def new_database(server_url: str, name: str) -> Iterator[str]:
     admin.close()
 
 
-@pytest.fixture(scope="module")
-def module_database(postgres_url: str, request: pytest.FixtureRequest) -> Iterator[str]:
-    """URL of an empty database for the module."""
-    module = request.module.__name__.rpartition(".")[2]
-    with new_database(postgres_url, f"acceptance_{module}_{secrets.token_hex(3)}") as url:
+@pytest.fixture(scope="session")
+def acceptance_database(postgres_url: str) -> Iterator[str]:
+    """URL of an empty database."""
+    with new_database(postgres_url, f"acceptance_{secrets.token_hex(3)}") as url:
         yield url
 
 
-@pytest.fixture(scope="module")
-def deployment(module_database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """An environment, created by the command; on a local Modal server of its own, or on Modal."""
+@pytest.fixture(scope="session")
+def deployment(acceptance_database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """An environment, created by the command; on a local Modal server of its own, or on Modal.
+
+    On the local server its workers have the user's Secret ``base-token``, and there is another one,
+    ``team-token``.
+    """
     folder = tmp_path_factory.mktemp("deployment")
-    config = write_config(folder / "config.yaml", module_database)
+    workers: dict[str, Any] = {"max_containers": 3, "scaledown_window": 120}
     with modal_server(folder / "modal") as local:
+        if local is not None:
+            for name, variable in (("base-token", "BASE_TOKEN=base"), ("team-token", "TEAM_TOKEN=team")):
+                run([sys.executable, "-m", "modal", "secret", "create", name, variable], local.env)
+            workers["secrets"] = ["base-token"]
+        config = write_config(folder / "config.yaml", acceptance_database, workers={"default": workers})
         deployment = Deployment(environment_name("test"), local, config)
         try:
             deployment.modalflow("create", "--config", str(config))
@@ -61,7 +71,7 @@ def deployment(module_database: str, tmp_path_factory: pytest.TempPathFactory) -
             deployment.clean_up()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def recorder() -> Iterator[Recorder]:
     """Told by user code what it does."""
     recorder = Recorder()
@@ -69,7 +79,7 @@ def recorder() -> Iterator[Recorder]:
     recorder.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def recorded(
     deployment: Deployment, recorder: Recorder, tmp_path_factory: pytest.TempPathFactory
 ) -> Deployment:

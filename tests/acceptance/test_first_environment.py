@@ -21,13 +21,13 @@ DAG_FILE = Path(example_dags.__file__).with_name(f"{DAG_ID}.py")
 
 @pytest.fixture(scope="module", params=MODES)
 def deployment(
-    request: pytest.FixtureRequest, module_database: str, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, acceptance_database: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Deployment]:
     """An environment that is created by the test, per kind of containers."""
     folder = tmp_path_factory.mktemp(request.param)
     # Each environment has a database of its own.
     with (
-        new_database(module_database, f"first_{secrets.token_hex(3)}") as database,
+        new_database(acceptance_database, f"first_{secrets.token_hex(3)}") as database,
         modal_server(folder / "modal", request.param) as local,
     ):
         assert local is None or local.mode == request.param

@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from local_modal.testing import LocalModal
-from tests.acceptance.deployment import Deployment, run, write_config
+from tests.acceptance.deployment import Deployment
 from tests.acceptance.recorder import Recorder
 
 pytestmark = pytest.mark.faults(reason="it looks at containers and kills one")
-
-
-@pytest.fixture(scope="module")
-def deployment(module_database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """An environment whose workers have a Secret of the user's."""
-    folder = tmp_path_factory.mktemp("deployment")
-    workers = {"default": {"max_containers": 3, "scaledown_window": 120, "secrets": ["base-token"]}}
-    config = write_config(folder / "config.yaml", module_database, workers=workers)
-    with LocalModal(state_dir=folder / "modal") as modal:
-        for name, variable in (("base-token", "BASE_TOKEN=base"), ("team-token", "TEAM_TOKEN=team")):
-            run([sys.executable, "-m", "modal", "secret", "create", name, variable], modal.env)
-        deployment = Deployment("test", modal, config)
-        deployment.modalflow("create", "--config", str(config))
-        yield deployment
 
 
 @pytest.fixture(scope="module")

@@ -54,6 +54,7 @@ def test_one_of_many_concurrent_inputs_is_cancelled_alone(shapes: LocalModal) ->
     result = client(
         shapes,
         "sleepers = f('sleepers', 'shapes')\n"
+        "sleepers.remote(0)\n"  # the SDK loses a cancellation that comes before the input has begun
         "long, short = sleepers.spawn(60), sleepers.spawn(1.5)\n"
         "time.sleep(0.7)\n"
         "long.cancel()\n"
