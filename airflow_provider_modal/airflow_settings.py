@@ -154,8 +154,9 @@ def _owned(config: EnvironmentConfig, env: str) -> dict[str, str]:
 
 def _defaults(config: EnvironmentConfig, role: str) -> dict[str, str]:
     """Options that the user's ``airflow:`` section may change."""
-    # Between two runs nobody writes a heartbeat, and the environment is healthy all the same.
-    healthy_for = str(3 * config.scheduler.interval_seconds + 60)
+    # Between two runs only ticks write heartbeats, and while nothing is due they leave the database alone for
+    # ten minutes; the environment is healthy all the same.
+    healthy_for = str(3 * config.scheduler.interval_seconds + 600)
     return {
         "core.load_examples": "False",
         "core.dagbag_import_timeout": f"{config.scheduler.parse_timeout_seconds:g}",

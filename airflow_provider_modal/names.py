@@ -36,6 +36,9 @@ MANIFEST_PATH = f"{INTERNAL_FOLDER}/deployment.json"
 # Keys of the state Dict that exist once per environment.
 WAKE_KEY = "wake"
 SLEEP_UNTIL_KEY = "sleep_until"
+"""What the last tick found, and how long that holds."""
+RUNS_KEY = "runs"
+"""The last scheduler runs."""
 
 SCHEDULER_PARTITION = "scheduler"
 """Partition of the event Queue that a serverless scheduler reads."""

@@ -39,6 +39,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return ByEnvironment(config, log)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add what makes the random tests longer than the suite can afford."""
+    group = parser.getgroup("scheduler")
+    group.addoption("--due-steps", type=int, default=10, help="States that the due-check is tried on.")
+    group.addoption("--due-seed", type=int, default=None, help="Another sequence of random states.")
+    group.addoption("--wake-ends", type=int, default=100, help="Tasks that end at once.")
+
+
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
     """URL of the session's PostgreSQL server, reachable by TCP with a password, whose user may create

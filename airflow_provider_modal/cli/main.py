@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from airflow_provider_modal import __version__
-from airflow_provider_modal.cli import dags, environment, logs, runs
+from airflow_provider_modal.cli import dags, environment, logs, runs, status
 from airflow_provider_modal.cli.failures import ReportingGroup
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ cli.add_command(environment.create)
 cli.add_command(environment.destroy)
 cli.add_command(dags.dags)
 cli.add_command(runs.runs)
+cli.add_command(status.status)
 cli.add_command(logs.logs)
 
 

@@ -42,6 +42,8 @@ _HOLDER = """
 """
 _HELD_BY_US = _HOLDER.replace("SELECT a.application_name", "SELECT 1") + " AND l.pid = pg_backend_pid()"
 _KEY_HALVES = (LOCK_KEY >> 32, LOCK_KEY & 0xFFFF_FFFF)
+HOLDER = " ".join(_HOLDER.split()) % _KEY_HALVES
+"""A query: the application name of who holds the lock on this database; no row if nobody does."""
 
 
 class LockHeldError(ModalflowError):

@@ -24,11 +24,11 @@ from airflow_provider_modal.child_work import child_of
 from airflow_provider_modal.config import SchedulerConfig
 from airflow_provider_modal.container.zygote import Child, Zygote, ZygoteError
 from airflow_provider_modal.db import ownership, schema
-from airflow_provider_modal.db.connect import application_name
+from airflow_provider_modal.db.connect import application_name, without_password
 from airflow_provider_modal.db.lock import AdvisoryLock, LockHeldError
 from airflow_provider_modal.errors import ModalflowError
 from airflow_provider_modal.names import ResourceNames
-from airflow_provider_modal.scheduler import due, jobs
+from airflow_provider_modal.scheduler import due, history, jobs
 from airflow_provider_modal.scheduler import run as child_targets
 from airflow_provider_modal.scheduler.parsing import Limits
 from airflow_provider_modal.volume import dag_versions
@@ -63,24 +63,44 @@ def run(zygote: Zygote, reason: str = "") -> dict[str, Any]:
     resources = airflow_settings.deployed_names()
     lock = AdvisoryLock(airflow_settings.database_url(), application_name=application_name(resources.env))
     started = time.monotonic()
+    journal = _journal(resources, reason)
+    journal.begin()
+    try:
+        summary = _run(zygote, lock, config, resources, started)
+    except Exception as error:
+        told = str(error) if isinstance(error, ModalflowError) else f"{type(error).__name__}: {error}"
+        journal.end("failed", without_password(told))
+        raise
+    journal.end(summary["outcome"], _message(summary), summary.pop("look", None))
+    summary = {"reason": reason, **summary, "seconds": round(time.monotonic() - started, 3)}
+    log.info("scheduler run: %s", summary)
+    return summary
+
+
+def _run(
+    zygote: Zygote,
+    lock: AdvisoryLock,
+    config: SchedulerConfig,
+    resources: ResourceNames,
+    started: float,
+) -> dict[str, Any]:
     # Left behind by a run that may not work, it would silence everybody who wakes until the schedule.
     _take_wish(resources)
     try:
         lock.acquire(wait=PREDECESSOR_SECONDS, ready=partial(_require_ready, env=resources.env))
     except (LockHeldError, ownership.OwnershipError, schema.SchemaError) as error:
         log.warning("this run does nothing: %s", error)
-        outcome = "not ready"
+        outcome = history.NOT_READY
         if isinstance(error, LockHeldError):
-            outcome = "locked"
+            outcome = history.LOCKED_OUT
             if error.environment == resources.env:
+                outcome = history.LOCKED
                 _ask_for_another(resources, "the lock was held")
-        return {"outcome": outcome, "reason": reason, "message": str(error)}
+        return {"outcome": outcome, "message": str(error)}
     with lock:
         summary = _Run(zygote, lock, config, resources, started).work()
     if summary.pop("more"):
         _ask_for_another(resources, "hand-over")
-    summary = {"reason": reason, **summary, "seconds": round(time.monotonic() - started, 3)}
-    log.info("scheduler run: %s", summary)
     return summary
 
 
@@ -113,12 +133,14 @@ class _Run:
                 raise
         if self._lock.lost:
             log.error("the scheduler's lock was lost; its child was killed, the next run takes over")
-            return {**summary, "outcome": "lost the lock", "more": False}
+            return {**summary, "outcome": "lost the lock", "more": False, "look": None}
         return summary
 
     def _steps(self) -> dict[str, Any]:
         ended = jobs.end_predecessors(self._lock.connection, self._resources.env)
         summary: dict[str, Any] = {"predecessors": ended, "parse": self._parse()}
+        # Before scheduling reads anything: what changes from now on is new to whoever compares.
+        seen = due.look(self._lock.connection)
         scheduled = self._in_child(
             child_targets.SCHEDULE,
             {"env": self._resources.env, "max_seconds": self._seconds_left()},
@@ -130,7 +152,9 @@ class _Run:
         if not failed and not self._lock.lost:
             self._leave(scheduled)
         more = not failed and (scheduled.get("stopped") == "budget" or self._callbacks_wait())
-        return {"outcome": "failed" if failed else "done", **summary, "more": more}
+        if scheduled.get("stopped") == "idle" and "error" not in summary["parse"]:
+            summary["look"] = seen
+        return {"outcome": "failed" if failed else history.DONE, **summary, "more": more}
 
     def _parse(self) -> dict[str, Any]:
         """Parse what must be parsed; running tasks are looked after even when that is not possible."""
@@ -233,6 +257,20 @@ class _Worker:
 def _require_ready(connection: Connection, env: str) -> None:
     ownership.require(connection, env)
     schema.require_current(connection, env)
+
+
+def _journal(resources: ResourceNames, reason: str) -> history.Journal:
+    import modal
+
+    return history.Journal(modal.Dict.from_name(resources.state_dict), reason)
+
+
+def _message(summary: Mapping[str, Any]) -> str | None:
+    """Return what kept a run from its work, if anything did."""
+    errors = [
+        part["error"] for part in (summary.get("parse"), summary.get("schedule")) if part and "error" in part
+    ]
+    return summary.get("message") or "; ".join(errors) or None
 
 
 def _take_wish(resources: ResourceNames) -> None:

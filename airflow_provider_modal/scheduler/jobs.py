@@ -93,6 +93,18 @@ def leave_healthy(connection: Connection, env: str, job_id: int, hostname: str) 
             cursor.execute(_PROCESSOR_BORN, values)
 
 
+def still_healthy(env: str) -> str:
+    """Return the statement with which a tick says that the environment is healthy although nothing runs.
+
+    It refreshes the rows that ``leave_healthy`` left; a run that ended badly left none.
+    """
+    return f"""
+        UPDATE job SET latest_heartbeat = now()
+         WHERE state = 'running' AND executor_class = '{marker(env)}' AND end_date IS NULL
+           AND job_type IN ('{SCHEDULER_JOB}', '{DAG_PROCESSOR_JOB}')
+    """
+
+
 def _execute(
     connection: Connection, statement: str, env: str, job_type: str, **values: Any
 ) -> list[tuple[Any, ...]]:

@@ -1,1 +1,1 @@
-"""What this provider adds to Airflow's UI."""
+"""What this provider adds to Airflow's UI, and around it."""

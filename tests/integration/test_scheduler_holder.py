@@ -188,7 +188,7 @@ def test_run_beside_another_environment_does_nothing_and_names_it(environment: E
     with AdvisoryLock(environment.url, application_name=application_name("other")) as lock:
         lock.acquire()
         done = environment.run()
-    assert done["outcome"] == "locked"
+    assert done["outcome"] == "locked out"
     assert environment.ask("take") is None, "the wish is taken, so that whoever wakes later is heard"
     assert "environment 'other' schedules on the database" in done["message"]
     assert environment.sql("SELECT * FROM job") == []

@@ -10,7 +10,7 @@ import modal
 from airflow_provider_modal import names, provision
 from airflow_provider_modal.names import ResourceNames
 
-START_SECONDS = 120.0
+START_SECONDS = 180.0
 
 
 class SchedulerApp:
@@ -32,6 +32,10 @@ class SchedulerApp:
         """Wait for the next run and return its reason."""
         reason: str = self._reasons.get(timeout=START_SECONDS)
         return reason
+
+    def taken(self) -> None:
+        """Take the wish, as a run does."""
+        self.state.pop(names.WAKE_KEY, None)
 
     @property
     def wish(self) -> str | None:

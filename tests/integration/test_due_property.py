@@ -1,0 +1,152 @@
+"""Does the due-check say yes whenever a full run of Airflow's scheduler would change any row?
+
+Asked over states that real DAG runs come into when things happen to them at random and schedulers are killed
+at random. The check is given no time beyond what the database says (``margin=0``), because nothing here
+happens at the same time.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+
+import psycopg2
+import pytest
+
+from airflow_provider_modal.scheduler import due, jobs
+from tests.support import due_world
+from tests.support.airflow_children import ENV, AirflowChildren
+
+SETTINGS = due.Settings(silent=3600.0, heartbeat_timeout=3600.0, queued_timeout=3600.0)
+"""Nobody sends heartbeats here; tasks whose end nobody tells stay running."""
+SCHEDULE = "tests.support.due_world:schedule"
+
+
+class World:
+    """A database that lives on, and copies of it in which a full run is tried."""
+
+    def __init__(self, children: AirflowChildren, admin_url: str, choice: random.Random) -> None:
+        self.children = children
+        self.since: due.Look | None = None
+        self.history: list[str] = []
+        self._admin_url = admin_url
+        self._choice = choice
+        self._original = children.url
+
+    def begin(self) -> None:
+        self.children.parse(due_world.FILES)
+        with self.children.connection() as connection:
+            due_world.prepare(connection)
+        self._look()
+        self._schedule()
+
+    def happen(self, count: int) -> None:
+        seed = self._choice.randrange(10**9)
+        self.history += self.children.run("tests.support.due_world:act", seed=seed, count=count)
+
+    def be_scheduled_in_part(self) -> None:
+        """Let a scheduler begin, and kill it."""
+        self._end_predecessors()
+        seconds = self._choice.uniform(0.05, 0.9)
+        child = self.children.spawn(SCHEDULE, None, env=ENV, max_seconds=30.0)
+        time.sleep(seconds)
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait(20)
+        self.history.append(f"killed a scheduler after {seconds:.2f} s")
+
+    def findings(self) -> due.Findings:
+        with self.children.connection() as connection:
+            return due.check(connection, SETTINGS, since=self.since, margin=0.0)
+
+    def full_run(self) -> list[str]:
+        """Run the scheduler to its end in a copy, which becomes the world; return what changed."""
+        name = f"test_{secrets.token_hex(6)}"
+        before = self.children.url
+        self._admin(f'CREATE DATABASE "{name}" TEMPLATE "{before.rpartition("/")[2]}"')
+        self.children.url = before.rpartition("/")[0] + f"/{name}"
+        rows = due_world.rows(self.children.url)
+        self._end_predecessors()
+        self._look()
+        self._schedule()
+        self.history.append("a full run")
+        changed = due_world.difference(rows, due_world.rows(self.children.url))
+        if before != self._original:
+            self._drop(before)
+        return changed
+
+    def close(self) -> None:
+        if self.children.url != self._original:
+            self._drop(self.children.url)
+
+    def _look(self) -> None:
+        with self.children.connection() as connection:
+            self.since = due.look(connection)
+
+    def _schedule(self) -> None:
+        done = self.children.run(SCHEDULE, env=ENV, max_seconds=30.0)
+        assert done["stopped"] == "idle", done
+
+    def _end_predecessors(self) -> None:
+        with self.children.connection() as connection:
+            jobs.end_predecessors(connection, ENV)
+
+    def _drop(self, url: str) -> None:
+        self._admin(f'DROP DATABASE "{url.rpartition("/")[2]}" WITH (FORCE)')
+
+    def _admin(self, statement: str) -> None:
+        connection = psycopg2.connect(self._admin_url)
+        connection.autocommit = True
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute(statement)
+        finally:
+            connection.close()
+
+
+def test_whatever_a_full_run_would_change_is_due(
+    airflow_children: AirflowChildren,
+    postgres_url: str,
+    pytestconfig: pytest.Config,
+    caplog: pytest.LogCaptureFixture,
+    record_property: Callable[[str, object], None],
+) -> None:
+    seed = pytestconfig.getoption("--due-seed") or 20240229
+    steps = pytestconfig.getoption("--due-steps")
+    choice = random.Random(seed)
+    world = World(airflow_children, postgres_url, choice)
+    outcomes: Counter[str] = Counter()
+    needless: Counter[str] = Counter()
+    try:
+        world.begin()
+        for step in range(steps):
+            # Sometimes nothing happens: then nothing should be due either.
+            if choice.random() < 0.8:
+                world.happen(choice.choice([1, 1, 2, 4]))
+            if choice.random() < 0.3:
+                world.be_scheduled_in_part()
+            found = world.findings()
+            assert not caplog.records, "a question could not be answered"
+            began = time.time()
+            changed = world.full_run()
+            # What only the clock makes due after the check was announced by it.
+            by_clock = found.next_at is not None and found.next_at <= found.now + (time.time() - began)
+            outcomes[f"{'due' if found.reasons else 'not due'}, {'changed' if changed else 'unchanged'}"] += 1
+            if found.reasons and not changed:
+                needless.update(found.reasons)
+            assert not changed or found.reasons or by_clock, (
+                f"step {step} of seed {seed} was missed.\n"
+                + "\n".join(world.history[-12:])
+                + "\nchanged:\n"
+                + "\n".join(changed[:40])
+            )
+    finally:
+        world.close()
+    record_property("due_check", dict(outcomes))
+    print(f"\nseed {seed}: {dict(outcomes)}; due although nothing changed: {dict(needless)}")
+    assert outcomes["not due, unchanged"], "a check that always says yes proves nothing"
+    assert outcomes["due, changed"]
