@@ -48,6 +48,7 @@ def test_all_commands_are_there() -> None:
         "dags delete",
         "dags list",
         "dags trigger",
+        "status",
         "runs show",
         "logs",
     }
