@@ -54,6 +54,8 @@ def work(message: dict[str, Any]) -> dict[str, Any]:
         starts[f"look/{call.dispatch}"] = {name: os.environ.get(name) for name in LOOKED_AT}
     if what == "hang":
         time.sleep(300)
+    if what == "slow":
+        time.sleep(2)
     while what == "held" and f"go/{call.key.task_id}" not in starts:
         time.sleep(0.05)
     if what == "raise":
