@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timezone
-from types import SimpleNamespace
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -62,6 +63,28 @@ def test_tasks_run_and_their_ends_come_back(loop: Any, state_dict: Any) -> None:
     assert (loop.executor.slots_occupied, len(loop.executor.ledger)) == (0, 0)
     assert not loop.executor.busy
     assert loop.longest_heartbeat < BLOCKED
+
+
+def test_the_schedulers_thread_never_calls_the_sdk(loop: Any) -> None:
+    called: set[str] = set()
+
+    def note(frame: FrameType, event: str, _: Any) -> None:
+        module = str(frame.f_globals.get("__name__"))
+        if event == "call" and module.partition(".")[0] in ("modal", "synchronicity", "grpclib"):
+            called.add(f"{module}.{frame.f_code.co_name}")
+
+    loop.queue("ok-watched", "hang-watched")
+    sys.setprofile(note)
+    try:
+        loop.until(lambda: loop.ended("ok-watched") and "hang-watched" in loop.events)
+        [hanging] = loop.executor.running
+        external_id = loop.events["hang-watched"][0][1]
+        loop.executor.revoke_task(ti=task_instance("hang-watched", external_id))
+        loop.executor.end()
+    finally:
+        sys.setprofile(None)
+    assert hanging.task_id == "hang-watched"
+    assert called == set()
 
 
 def test_the_external_id_is_told_while_the_task_runs(loop: Any, release: Callable[[str], None]) -> None:
