@@ -22,8 +22,8 @@ DRIVER = Path(__file__).parent / "dying_scheduler.py"
 ROOT = Path(__file__).parents[3]
 MOMENTS = {
     "not yet spawned": "ok-unsent",
-    "spawned": "slow-unnoted",
-    "noted": "slow-untold",
+    "spawned": "held-unnoted",
+    "noted": "held-untold",
     "event taken": "fail-unheard",
 }
 
@@ -60,6 +60,7 @@ def test_a_scheduler_that_is_killed_loses_and_doubles_nothing(
     settings: pytest.MonkeyPatch,
     new_executor: Callable[..., Any],
     rows: Rows,
+    release: Callable[[str], None],
 ) -> None:
     import modal
     from airflow.jobs.job import Job, JobState
@@ -76,6 +77,8 @@ def test_a_scheduler_that_is_killed_loses_and_doubles_nothing(
         executor = new_executor(job_id=job.id)
     runner = SchedulerJobRunner(job, executors=[executor])
     assert runner.adopt_or_reset_orphaned_tasks() == 0, "each of them has a dispatch"
+    for task_id in MOMENTS.values():
+        release(task_id)
 
     def schedule() -> None:
         """Do what Airflow's loop does: beat, take the events, queue again what was handed back."""
