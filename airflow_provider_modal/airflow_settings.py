@@ -33,7 +33,7 @@ VOLUME_PATH = "MODALFLOW_VOLUME_PATH"
 DISPATCH = "MODALFLOW_DISPATCH"
 """In a task's process: the dispatch that it runs, as in the task's log and ``external_executor_id``."""
 
-ROLES = ("tick", "scheduler", "worker", "control")
+ROLES = ("tick", "scheduler", "triggers", "worker", "control")
 DEFAULT_VOLUME_PATH = "/vol"
 CONNECTION = "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"
 """The one variable that holds the database URL, also for code without Airflow (see ``database_url``)."""
@@ -163,7 +163,7 @@ def _defaults(config: EnvironmentConfig, role: str) -> dict[str, str]:
         "core.dags_are_paused_at_creation": "False",
         # The scheduler opens a session many times per loop, and a connection takes several round trips. In
         # the many workers a pool would only hold connections that Postgres counts.
-        "database.sql_alchemy_pool_enabled": str(role == "scheduler"),
+        "database.sql_alchemy_pool_enabled": str(role in ("scheduler", "triggers")),
         "database.sql_alchemy_pool_size": "2",
         "scheduler.task_instance_heartbeat_timeout": f"{config.executor.zombie_after_seconds:.0f}",
         "scheduler.scheduler_zombie_task_threshold": f"{config.executor.zombie_after_seconds:.0f}",
@@ -178,6 +178,7 @@ def _defaults(config: EnvironmentConfig, role: str) -> dict[str, str]:
         "scheduler.max_dagruns_to_create_per_loop": "100",
         "scheduler.standalone_dag_processor": "True",
         "dag_processor.health_check_threshold": healthy_for,
+        "triggerer.triggerer_health_check_threshold": healthy_for,
         "dag_processor.min_file_process_interval": "3600",
         # A table of all files after each pass says less than the run's own summary.
         "dag_processor.print_stats_interval": "0",

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_modal import __version__, airflow_settings, deployment, names
 from airflow_provider_modal.config import EnvironmentConfig
 from airflow_provider_modal.errors import ConfigError
+from airflow_provider_modal.triggerer import MARGIN_SECONDS, SLICE_SECONDS
 from airflow_provider_modal.version_compat import airflow_version
 from airflow_provider_modal.wire import WIRE_VERSION
 
@@ -29,6 +30,8 @@ STARTUP_TIMEOUT = 600
 TICK_TIMEOUT = 60
 RUN_MARGIN_SECONDS = 180
 """What a scheduler run needs on top of ``max_run_seconds``: adoption, one parse phase, handing over."""
+TRIGGERS_TIMEOUT = math.ceil(SLICE_SECONDS) + MARGIN_SECONDS
+TRIGGERS_SCALEDOWN_WINDOW = 30
 CONTROL_TIMEOUT = 900
 """Seconds for one operation of the command line; a migration of a large database is the longest."""
 
@@ -93,6 +96,19 @@ def build_app(config: EnvironmentConfig, env: str, *, image: modal.Image | None 
         max_containers=1,
         scaledown_window=scheduler_scaledown_window(config.scheduler.interval_seconds),
         timeout=math.ceil(config.scheduler.max_run_seconds) + RUN_MARGIN_SECONDS,
+    )
+    register(
+        names.RUN_TRIGGERS,
+        entry.run_triggers,
+        "triggers",
+        secrets=deployment.base_secrets(config, resources),
+        volumes=volumes,
+        # It mostly waits, for as long as anything is deferred; what bursts is not bound by a reservation.
+        cpu=0.125,
+        memory=512,
+        max_containers=1,
+        scaledown_window=TRIGGERS_SCALEDOWN_WINDOW,
+        timeout=TRIGGERS_TIMEOUT,
     )
     register(
         names.CONTROL,

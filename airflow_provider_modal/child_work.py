@@ -54,6 +54,37 @@ def child_of(
                     log.error("pid %d was killed and has not ended in %g s", child.pid, KILLED_SECONDS)
 
 
+class Worker:
+    """The child that works for a lock's holder; none lives on once the lock is lost."""
+
+    def __init__(self) -> None:
+        self._changing = threading.Lock()
+        self._child: Child | None = None
+        self._ended = False
+
+    @contextmanager
+    def is_(self, child: Child) -> Iterator[None]:
+        """Let ``child`` be the one that works, for the time of the block."""
+        self._set(child)
+        try:
+            yield
+        finally:
+            self._set(None)
+
+    def end(self) -> None:
+        """Kill the child that works, and any that would begin to."""
+        with self._changing:
+            self._ended = True
+            if self._child is not None:
+                self._child.kill()
+
+    def _set(self, child: Child | None) -> None:
+        with self._changing:
+            self._child = child
+            if child is not None and self._ended:
+                child.kill()
+
+
 @contextmanager
 def _undisturbed() -> Iterator[None]:
     """Ignore further interruptions for the time of the block: Modal repeats a cancellation until it works."""

@@ -19,6 +19,7 @@ _PROFILE_NAME = re.compile(r"[a-z0-9](?:[a-z0-9_-]*[a-z0-9])?")
 SCHEDULER_TICK = "scheduler_tick"
 SCHEDULER_RUN = "scheduler_run"
 EXECUTE_TASK = "execute_task"
+RUN_TRIGGERS = "run_triggers"
 CONTROL = "control"
 
 DEFAULT_PROFILE = "default"

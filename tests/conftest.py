@@ -19,9 +19,18 @@ import pytest
 
 from tools.postgres import THROW_AWAY, serve
 
-SHARED_ENVIRONMENT = ("test_container_loss", "test_deadline_callback", "test_task_options")
+SHARED_ENVIRONMENT = (
+    "test_container_loss",
+    "test_deadline_callback",
+    "test_deferred_tasks",
+    "test_task_options",
+)
 """Modules of the acceptance tests that share one environment, whose creation takes half a minute."""
-pytest_plugins = ["local_modal.pytest_plugin", "tests.support.airflow_children"]
+pytest_plugins = [
+    "local_modal.pytest_plugin",
+    "tests.support.airflow_children",
+    "tests.support.scheduler_environment",
+]
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -19,6 +19,7 @@ from airflow_provider_modal.errors import ModalflowError
 
 WARM_UPS = {
     "scheduler": "airflow_provider_modal.scheduler",
+    "triggers": "airflow_provider_modal.triggerer",
     "worker": "airflow_provider_modal.worker",
     "control": "airflow_provider_modal.control",
 }
@@ -40,6 +41,16 @@ def scheduler_run(reason: str = "") -> dict[str, Any]:
     from airflow_provider_modal.scheduler import holder
 
     return holder.run(_zygote(), reason)
+
+
+def run_triggers(reason: str = "") -> dict[str, Any]:
+    """Run Airflow's triggerer while there are triggers.
+
+    :param reason: who asked for it, for the log.
+    """
+    from airflow_provider_modal.triggerer import slices
+
+    return slices.run(_zygote(), reason)
 
 
 def execute_task(call: dict[str, Any]) -> dict[str, Any]:

@@ -41,8 +41,7 @@ _HOLDER = """
        AND l.classid::bigint = %s AND l.objid::bigint = %s
 """
 _HELD_BY_US = _HOLDER.replace("SELECT a.application_name", "SELECT 1") + " AND l.pid = pg_backend_pid()"
-_KEY_HALVES = (LOCK_KEY >> 32, LOCK_KEY & 0xFFFF_FFFF)
-HOLDER = " ".join(_HOLDER.split()) % _KEY_HALVES
+HOLDER = " ".join(_HOLDER.split()) % (LOCK_KEY >> 32, LOCK_KEY & 0xFFFF_FFFF)
 """A query: the application name of who holds the lock on this database; no row if nobody does."""
 
 
@@ -62,11 +61,17 @@ class AdvisoryLock:
 
     :param url: a libpq URL, ``postgresql://...``.
     :param application_name: tells others who holds it; see :func:`db.connect.application_name`.
+    :param key: of a lock other than the scheduler's, 64 bits with the highest one unset.
+    :param owner: whose lock that is, for messages.
     """
 
-    def __init__(self, url: str, *, application_name: str) -> None:
+    def __init__(
+        self, url: str, *, application_name: str, key: int = LOCK_KEY, owner: str = "scheduler"
+    ) -> None:
         self._url = url
         self._application_name = application_name
+        self._key = key
+        self._owner = owner
         self._connection: Connection | None = None
         self._lost = threading.Event()
 
@@ -142,7 +147,7 @@ class AdvisoryLock:
     def connection(self) -> Connection:
         """The session that holds the lock; for short statements."""
         if self._connection is None:
-            raise ModalflowError("the scheduler's lock is not held")
+            raise ModalflowError(f"the {self._owner}'s lock is not held")
         return self._connection
 
     def ping(self) -> bool:
@@ -151,7 +156,9 @@ class AdvisoryLock:
             held = self._connection is not None and self._is_held(self._connection)
         except psycopg2.Error as error:
             log.warning(
-                "the connection that held the scheduler's lock failed: %s", " ".join(str(error).split())
+                "the connection that held the %s's lock failed: %s",
+                self._owner,
+                " ".join(str(error).split()),
             )
             held = False
         if not held:
@@ -173,23 +180,23 @@ class AdvisoryLock:
         self.release()
 
     def _try(self, connection: Connection) -> bool:
-        return bool(_value(connection, "SELECT pg_try_advisory_lock(%s)", (LOCK_KEY,)))
+        return bool(_value(connection, "SELECT pg_try_advisory_lock(%s)", (self._key,)))
 
     def _is_held(self, connection: Connection) -> bool:
-        return _value(connection, _HELD_BY_US, _KEY_HALVES) is not None
+        return _value(connection, _HELD_BY_US, key_halves(self._key)) is not None
 
     def _holder(self, connection: Connection) -> str | None:
         """Return the environment that holds the lock; None if it was just given up.
 
         :raises LockHeldError: its holder is not an environment of ours.
         """
-        application = _value(connection, _HOLDER, _KEY_HALVES)
+        application = _value(connection, _HOLDER, key_halves(self._key))
         if application is None:
             return None
         environment = environment_of(application)
         if environment is None:
             raise LockHeldError(
-                f"the scheduler's lock on the database at {host_of(self._url)} is held by "
+                f"the {self._owner}'s lock on the database at {host_of(self._url)} is held by "
                 f"{application or 'a session without a name'!r}, which is no environment of modalflow; end "
                 "that session",
                 None,
@@ -199,7 +206,9 @@ class AdvisoryLock:
     def _held_by(self, environment: str | None) -> LockHeldError:
         ours = environment_of(self._application_name)
         if environment in (None, ours):
-            return LockHeldError(f"another process of environment {ours!r} holds the scheduler's lock", ours)
+            return LockHeldError(
+                f"another process of environment {ours!r} holds the {self._owner}'s lock", ours
+            )
         return LockHeldError(
             f"environment {environment!r} schedules on the database at {host_of(self._url)}; give "
             f"environment {ours!r} a database of its own: two schedulers would reset each other's tasks",
@@ -265,6 +274,11 @@ class LockWatch:
             if not self._lock.ping():
                 self._on_lost()
                 return
+
+
+def key_halves(key: int) -> tuple[int, int]:
+    """Return a lock's key as the columns ``classid`` and ``objid`` of ``pg_locks`` show it."""
+    return key >> 32, key & 0xFFFF_FFFF
 
 
 def _value(connection: Connection, statement: str, arguments: tuple[int, ...] = ()) -> Any:

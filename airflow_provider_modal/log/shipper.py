@@ -111,7 +111,7 @@ class LogShipper:
         while True:
             finishing = self._finish.wait(pause)
             try:
-                more = self._ship(finishing)
+                more = self.ship(finishing)
                 pause = 0 if more else self._interval
             except Exception as error:
                 # Whatever it is, the task must not notice; the next attempt uploads the same pieces.
@@ -125,8 +125,12 @@ class LogShipper:
                 if pause:
                     time.sleep(0.2)
 
-    def _ship(self, finishing: bool) -> bool:
-        """Upload one batch and return whether there is more."""
+    def ship(self, finishing: bool) -> bool:
+        """Upload one batch and return whether there is more; for who follows many files with one thread.
+
+        :param finishing: the file is complete, so that a last line without end counts.
+        :raises Exception: what the upload raised; the next call uploads the same pieces.
+        """
         if not self._pending:
             self._pending = self._cut(finishing)
         if not self._pending:

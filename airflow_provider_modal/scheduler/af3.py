@@ -81,12 +81,6 @@ def schedule(env: str, max_seconds: float) -> dict[str, Any]:
     run_job(job=job, execute_callable=runner._execute)
     with create_session() as session:
         waiting = outlook.deferred(session)
-    if waiting:
-        log.warning(
-            "%d deferred tasks stay deferred: this release has no triggerer; set deferrable=False in their "
-            "operators",
-            waiting,
-        )
     return {
         "job_id": job.id,
         "hostname": job.hostname,

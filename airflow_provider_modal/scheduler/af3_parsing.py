@@ -5,7 +5,8 @@ that had to be killed or that killed its process, parses every file because it h
 on how long the machine is up. ``BoundedManager`` changes exactly that.
 
 Private names of Airflow that this rests on (3.3.2): the overridden methods, ``_file_stats``, ``_file_queue``,
-``_processors``, ``_callback_to_execute``, ``_dag_bundles``, ``_file_parsing_sort_mode``.
+``_processors``, ``_callback_to_execute``, ``_dag_bundles``, ``_file_parsing_sort_mode``; of a file's process
+``_exit_code``, ``_open_sockets`` and ``_check_subprocess_exit``.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import resource
+import selectors
 import signal
 import time
 from collections import OrderedDict
@@ -31,12 +34,20 @@ from sqlalchemy import func, select
 
 from airflow_provider_modal.container import processes
 from airflow_provider_modal.container.execution_api import in_process_client
-from airflow_provider_modal.scheduler.parsing import CALLBACK_SECONDS, Limits, death_error, timeout_error
+from airflow_provider_modal.scheduler.parsing import (
+    CALLBACK_SECONDS,
+    MEMORY_BYTES,
+    Limits,
+    death_error,
+    shortened,
+    timeout_error,
+)
 
 log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.25
 _CALLBACK_PRIORITY = 1
+_KILLED_SECONDS = 5.0
 
 
 def parse(digest: str, unchanged: list[str], per_file: float, phase: float) -> dict[str, Any]:
@@ -51,12 +62,21 @@ def parse(digest: str, unchanged: list[str], per_file: float, phase: float) -> d
     started = time.monotonic()
     # Children that a parsed file leaves behind become ours, and end with the pass.
     processes.adopt_orphans()
+    os.register_at_fork(after_in_child=_limit_resources)
     # Airflow's own, gentler limit: it interrupts a file and tells where it was.
     os.environ["AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT"] = f"{per_file:g}"
     manager = BoundedManager(digest=digest, unchanged=frozenset(unchanged), limits=Limits(per_file, phase))
     manager.run()
     manager.finish()
     return {**manager.summary(), "seconds": round(time.monotonic() - started, 3)}
+
+
+def _limit_resources() -> None:
+    """Have a process that asks for too much memory get a MemoryError, before its neighbours are out of it."""
+    for limit, value in ((resource.RLIMIT_DATA, MEMORY_BYTES), (resource.RLIMIT_CORE, 0)):
+        _, hard = resource.getrlimit(limit)
+        if hard == resource.RLIM_INFINITY or hard > value:
+            resource.setrlimit(limit, (value, value))
 
 
 class _ClientOnDemand:
@@ -138,7 +158,9 @@ class BoundedManager(DagFileProcessorManager):
             # The stock manager drops the queue entry of a file that is being parsed, and keeps its callback.
             if file not in self._file_queue and file not in self._processors:
                 self._add_files_to_queue([file], mode="front")
-        if time.monotonic() >= self._ends and not self._cut_short:
+        # However slow the machine is: each pass begins something, and one that ends late is complete.
+        begun = self._parsed or self._processors
+        if self._file_queue and begun and time.monotonic() >= self._ends and not self._cut_short:
             self._cut_short = True
             self._left = len(self._file_queue)
             log.warning("parsing is cut short after %g s: %d files are left", self._limits.phase, self._left)
@@ -240,10 +262,32 @@ class BoundedManager(DagFileProcessorManager):
     # Files that fail.
 
     def _service_processor_sockets(self, timeout: float | None = 1.0) -> None:
-        """Wait for children, but not so long that a limit is noticed late."""
-        super()._service_processor_sockets(
-            timeout=_POLL_SECONDS if timeout is None else min(timeout, _POLL_SECONDS)
-        )
+        """Hear children, not waiting so long that a limit is noticed late; what one says harms no other."""
+        ends = time.monotonic() + _POLL_SECONDS
+        events = self.selector.select(_POLL_SECONDS if timeout is None else min(timeout, _POLL_SECONDS))
+        while events:
+            for key, _ in events:
+                self._hear(key)
+            # Airflow's loop asks the database each time, which is long for a few kilobytes.
+            events = self.selector.select(0) if time.monotonic() < ends else []
+
+    @staticmethod
+    def _hear(key: selectors.SelectorKey) -> bool:
+        """Take what a socket has for us, and return whether it may have more."""
+        handle, on_close = key.data
+        connection: Any = key.fileobj
+        try:
+            goes_on = handle(connection)
+        except (BrokenPipeError, ConnectionResetError):
+            goes_on = False
+        except Exception as error:
+            # User code has its hands on the same file descriptors.
+            log.warning("what a file's process sent can't be read: %s: %s", type(error).__name__, error)
+            goes_on = False
+        if not goes_on:
+            on_close(connection)
+            connection.close()
+        return bool(goes_on)
 
     def _kill_timed_out_processors(self) -> None:
         """Kill what exceeds its limit, with all its children, and leave an import error."""
@@ -252,11 +296,10 @@ class BoundedManager(DagFileProcessorManager):
             limit = CALLBACK_SECONDS if process.had_callbacks else self._limits.kill_after
             if now - process.start_time <= limit:
                 continue
+            # What it has sent counts, although a busy machine did not let us read it in time.
+            self._drain(process)
             hangs = process._exit_code is None
-            offspring = processes.family(process.pid)
-            process.kill(signal.SIGKILL)
-            for member in offspring:
-                processes.send_signal(member.pid, signal.SIGKILL)
+            self._end(process)
             if process.had_callbacks:
                 log.error("callbacks of %s took longer than %g s and were ended", file.rel_path, limit)
             elif hangs and process.parsing_result is None:
@@ -265,10 +308,36 @@ class BoundedManager(DagFileProcessorManager):
             self.handle_parsing_result(file, process)
             self._processors.pop(file).close()
 
+    def _drain(self, process: DagFileProcessorProcess) -> None:
+        ends = time.monotonic() + _POLL_SECONDS
+        own = [key for key in self.selector.get_map().values() if key.fileobj in process._open_sockets]
+        with selectors.DefaultSelector() as sockets:
+            for key in own:
+                sockets.register(key.fileobj, selectors.EVENT_READ, key)
+            while time.monotonic() < ends and (events := sockets.select(0)):
+                for event, _ in events:
+                    if not self._hear(event.data):
+                        sockets.unregister(event.fileobj)
+
+    @staticmethod
+    def _end(process: DagFileProcessorProcess) -> None:
+        """Kill a process and its family; Airflow's own way listens to all children meanwhile, unprotected."""
+        for member in processes.family(process.pid):
+            processes.send_signal(member.pid, signal.SIGKILL)
+        patience = time.monotonic() + _KILLED_SECONDS
+        while process._check_subprocess_exit(expect_signal=signal.SIGKILL) is None:
+            if time.monotonic() >= patience:
+                log.error("pid %d was killed and has not ended in %g s", process.pid, _KILLED_SECONDS)
+                return
+            time.sleep(0.01)
+
     def handle_parsing_result(self, file: DagFileInfo, proc: DagFileProcessorProcess, **kwargs: Any) -> None:
         """Store a result; a process that ended without one leaves an import error."""
         if proc.parsing_result is None and not proc.had_callbacks:
             proc.parsing_result = _failure(file, death_error(str(file.rel_path), proc._exit_code))
+        if proc.parsing_result is not None and proc.parsing_result.import_errors:
+            errors = proc.parsing_result.import_errors
+            proc.parsing_result.import_errors = {name: shortened(text) for name, text in errors.items()}
         super().handle_parsing_result(file, proc, **kwargs)
         if proc.parsing_result is not None:
             self._parsed[file] = len(proc.parsing_result.import_errors or {})

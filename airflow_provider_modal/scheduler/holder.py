@@ -9,10 +9,8 @@ working child dies before anything else happens, because from then on somebody e
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -20,9 +18,9 @@ import psycopg2
 from psycopg2.extensions import connection as Connection
 
 from airflow_provider_modal import airflow_settings, wakeup
-from airflow_provider_modal.child_work import child_of
+from airflow_provider_modal.child_work import Worker, child_of
 from airflow_provider_modal.config import SchedulerConfig
-from airflow_provider_modal.container.zygote import Child, Zygote, ZygoteError
+from airflow_provider_modal.container.zygote import Zygote, ZygoteError
 from airflow_provider_modal.db import ownership, schema
 from airflow_provider_modal.db.connect import application_name, without_password
 from airflow_provider_modal.db.lock import AdvisoryLock, LockHeldError
@@ -31,6 +29,7 @@ from airflow_provider_modal.names import ResourceNames
 from airflow_provider_modal.scheduler import due, history, jobs
 from airflow_provider_modal.scheduler import run as child_targets
 from airflow_provider_modal.scheduler.parsing import Limits
+from airflow_provider_modal.triggerer import keeper
 from airflow_provider_modal.volume import dag_versions
 from airflow_provider_modal.volume.files import VolumeFiles
 
@@ -120,12 +119,15 @@ class _Run:
         self._config = config
         self._resources = resources
         self._started = started
-        self._worker = _Worker()
+        self._worker = Worker()
 
     def work(self) -> dict[str, Any]:
         summary: dict[str, Any] = {}
         try:
-            with self._lock.watch(self._worker.end):
+            with (
+                self._lock.watch(self._worker.end),
+                keeper.Keeper(self._lock.connection, self._resources),
+            ):
                 summary = self._steps()
         except psycopg2.Error:
             # Also what a statement gets that was under way when the connection died.
@@ -137,7 +139,7 @@ class _Run:
         return summary
 
     def _steps(self) -> dict[str, Any]:
-        ended = jobs.end_predecessors(self._lock.connection, self._resources.env)
+        ended = jobs.end_predecessors(self._lock.connection, self._resources.env, jobs.SCHEDULER_JOB)
         summary: dict[str, Any] = {"predecessors": ended, "parse": self._parse()}
         # Before scheduling reads anything: what changes from now on is new to whoever compares.
         seen = due.look(self._lock.connection)
@@ -210,7 +212,7 @@ class _Run:
         env, connection = self._resources.env, self._lock.connection
         try:
             jobs.leave_healthy(connection, env, scheduled["job_id"], scheduled["hostname"])
-            jobs.prune(connection, env)
+            jobs.prune(connection, env, jobs.SCHEDULER_JOB)
         except psycopg2.Error as error:
             log.warning("the scheduler's job row could not be refreshed: %s", " ".join(str(error).split()))
 
@@ -221,37 +223,6 @@ class _Run:
         except psycopg2.Error as error:
             log.warning("whether callbacks wait is unknown: %s", " ".join(str(error).split()))
             return False
-
-
-class _Worker:
-    """The child that works for the lock's holder; none lives on once the lock is lost."""
-
-    def __init__(self) -> None:
-        self._changing = threading.Lock()
-        self._child: Child | None = None
-        self._ended = False
-
-    @contextmanager
-    def is_(self, child: Child) -> Iterator[None]:
-        """Let ``child`` be the one that works, for the time of the block."""
-        self._set(child)
-        try:
-            yield
-        finally:
-            self._set(None)
-
-    def end(self) -> None:
-        """Kill the child that works, and any that would begin to."""
-        with self._changing:
-            self._ended = True
-            if self._child is not None:
-                self._child.kill()
-
-    def _set(self, child: Child | None) -> None:
-        with self._changing:
-            self._child = child
-            if child is not None and self._ended:
-                child.kill()
 
 
 def _require_ready(connection: Connection, env: str) -> None:

@@ -16,11 +16,13 @@ from typing import Any
 from psycopg2.extensions import connection as Connection
 
 from airflow_provider_modal.db.connect import APPLICATION_PREFIX
+from airflow_provider_modal.triggerer.need import WAITING
 
 log = logging.getLogger(__name__)
 
 SCHEDULER_JOB = "SchedulerJob"
 DAG_PROCESSOR_JOB = "DagProcessorJob"
+TRIGGERER_JOB = "TriggererJob"
 
 _ENDED = """
     UPDATE job SET state = 'success', end_date = COALESCE(end_date, latest_heartbeat)
@@ -47,6 +49,13 @@ _PROCESSOR_BORN = """
     INSERT INTO job (job_type, state, executor_class, hostname, unixname, start_date, latest_heartbeat)
     VALUES (%(type)s, 'running', %(marker)s, %(hostname)s, 'modal', now(), now())
 """
+# Nobody minds that no triggerer lives as long as there is nothing for it to do. That its row has an end keeps
+# Airflow from leaving triggers to it.
+_TRIGGERER_RESTS = f"""
+    UPDATE job SET state = 'running', latest_heartbeat = now()
+     WHERE id = (SELECT max(id) FROM job WHERE job_type = %(type)s AND executor_class = %(marker)s)
+       AND end_date IS NOT NULL AND NOT {WAITING}
+"""
 _STRANGERS = """
     SELECT hostname FROM job
      WHERE job_type = %(type)s AND state = 'running' AND executor_class IS DISTINCT FROM %(marker)s
@@ -59,33 +68,34 @@ def marker(env: str) -> str:
     return f"{APPLICATION_PREFIX}{env}"
 
 
-def end_predecessors(connection: Connection, env: str) -> int:
-    """End the rows of former runs, so that their tasks can be adopted at once; return how many there were."""
-    strangers = _execute(connection, _STRANGERS, env, SCHEDULER_JOB)
-    if strangers:
+def end_predecessors(connection: Connection, env: str, job_type: str) -> int:
+    """End the rows of former runs, so that what they had is free at once; return how many there were."""
+    strangers = _execute(connection, _STRANGERS, env, job_type)
+    if strangers and job_type == SCHEDULER_JOB:
         log.warning(
             "another scheduler works on this database (on %s); give it a database of its own, or end it",
             ", ".join(sorted({str(host) for (host,) in strangers})),
         )
     with connection.cursor() as cursor:
-        cursor.execute(_ENDED, {"type": SCHEDULER_JOB, "marker": marker(env)})
+        cursor.execute(_ENDED, {"type": job_type, "marker": marker(env)})
         return cursor.rowcount
 
 
-def prune(connection: Connection, env: str) -> int:
+def prune(connection: Connection, env: str, job_type: str) -> int:
     """Delete rows that nothing refers to any more: there is one for every run; return how many there were."""
     with connection.cursor() as cursor:
-        cursor.execute(_PRUNED, {"type": SCHEDULER_JOB, "marker": marker(env)})
+        cursor.execute(_PRUNED, {"type": job_type, "marker": marker(env)})
         return cursor.rowcount
 
 
 def leave_healthy(connection: Connection, env: str, job_id: int, hostname: str) -> None:
-    """Leave the run's row, and one of a DAG processor, as those of living jobs.
+    """Leave the run's row, and those of DAG processor and triggerer, as those of living jobs.
 
     Airflow's health check then is green until the threshold has passed, which is set to a few intervals: the
     environment is healthy as long as runs keep coming.
     """
     _execute(connection, _LEFT_RUNNING, env, SCHEDULER_JOB, id=job_id)
+    _execute(connection, _TRIGGERER_RESTS, env, TRIGGERER_JOB)
     with connection.cursor() as cursor:
         values = {"type": DAG_PROCESSOR_JOB, "marker": marker(env), "hostname": hostname}
         cursor.execute(_PROCESSOR_BEATS, values)

@@ -14,6 +14,12 @@ CALLBACK_SECONDS = 60.0
 """Callbacks of DAGs run in the processes that parse, but they are work, not parsing."""
 
 
+MEMORY_BYTES = 2 * 1024**3
+"""What a process that parses a file may allocate; address space that is only reserved does not count."""
+ERROR_CHARACTERS = 65_536
+"""How much of an import error is kept: the UI shows all of it."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """Seconds that parsing may take.
@@ -34,6 +40,15 @@ class Limits:
     def at_most(self) -> float:
         """When the whole phase has ended for sure, callbacks included."""
         return self.phase + max(self.kill_after, CALLBACK_SECONDS) + 5
+
+
+def shortened(text: str) -> str:
+    """Return an error's text, without its middle if it is too long."""
+    left_out = len(text) - ERROR_CHARACTERS
+    if left_out <= 0:
+        return text
+    half = ERROR_CHARACTERS // 2
+    return f"{text[:half]}\n[... {left_out} characters are left out ...]\n{text[-half:]}"
 
 
 def timeout_error(file: str, per_file: float) -> str:

@@ -113,6 +113,7 @@ def test_an_environment_has_one_schedule_and_a_function_per_profile(
         "control",
         "execute_task",
         "execute_task_gpu",
+        "run_triggers",
         "scheduler_run",
         "scheduler_tick",
     ]
@@ -135,6 +136,16 @@ def test_one_container_schedules(functions: dict[str, api_pb2.FunctionData]) -> 
     assert run.autoscaler_settings.max_containers == 1
     assert run.autoscaler_settings.scaledown_window == 120
     assert run.timeout_secs == 100 + app.RUN_MARGIN_SECONDS
+
+
+def test_one_container_runs_triggers_for_as_long_as_modal_allows(
+    functions: dict[str, api_pb2.FunctionData],
+) -> None:
+    triggers = functions["run_triggers"]
+
+    assert triggers.autoscaler_settings.max_containers == 1
+    assert triggers.timeout_secs == 24 * 3600
+    assert (ranked(triggers).resources.milli_cpu, ranked(triggers).resources.memory_mb) == (125, 512)
 
 
 @pytest.mark.parametrize(("interval", "window"), [(1, 10), (10, 10), (60, 30), (240, 120), (3600, 120)])
@@ -196,7 +207,7 @@ def deployment_of(function: api_pb2.FunctionData, local_modal: LocalModal) -> st
 
 
 def test_the_volume_is_mounted_where_the_settings_say(functions: dict[str, api_pb2.FunctionData]) -> None:
-    for name in ("scheduler_run", "control", "execute_task", "execute_task_gpu"):
+    for name in ("scheduler_run", "run_triggers", "control", "execute_task", "execute_task_gpu"):
         assert [mount.mount_path for mount in ranked(functions[name]).volume_mounts] == ["/vol"]
 
 

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import secrets
-import shutil
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import psycopg2
-import pytest
-from psycopg2.extensions import connection as Connection
-
-from airflow_provider_modal.db import ownership, schema
+from airflow_provider_modal.db import schema
 from airflow_provider_modal.db.connect import application_name
 from airflow_provider_modal.db.lock import AdvisoryLock
 from airflow_provider_modal.version_compat import airflow_version
 from airflow_provider_modal.volume import dag_versions
 from local_modal.testing import LocalModal
-from tests.support.airflow_children import RECORD
 from tests.support.holder_driver import HolderProcess
 from tests.support.modal_env import using
 from tests.support.scheduler_app import scheduler_app
+from tests.support.scheduler_environment import Environment
 
 SCHEDULED = """
 from datetime import datetime
@@ -34,66 +23,6 @@ with DAG("{dag_id}", schedule="@daily", start_date=datetime(2024, 1, 1), catchup
     def {task_id}(): pass
     {task_id}()
 """
-
-
-class Environment:
-    """One environment with a database of its own."""
-
-    def __init__(self, holder: HolderProcess, url: str, record: Path) -> None:
-        self.name = f"holder-{secrets.token_hex(4)}"
-        self.holder = holder
-        self.url = url
-        self._request = {"env": self.name, "url": url, "environ": {RECORD: str(record)}}
-
-    def claim(self) -> None:
-        """Make the database its own, as ``create`` does."""
-        with self._connection() as connection:
-            ownership.claim(connection, self.name)
-
-    def ask(self, op: str, **request: Any) -> Any:
-        return self.holder.ask(op=op, **self._request, **request)
-
-    def run(self) -> Any:
-        return self.ask("run")
-
-    def begin_run(self) -> None:
-        self.holder.send(op="run", **self._request)
-
-    def sql(self, statement: str) -> list[tuple[Any, ...]]:
-        with self._connection() as connection, connection.cursor() as cursor:
-            cursor.execute(statement)
-            return cursor.fetchall() if cursor.description else []
-
-    def until(self, statement: str, seconds: float = 60) -> None:
-        deadline = time.monotonic() + seconds
-        while not self.sql(statement):
-            assert time.monotonic() < deadline, f"not within {seconds:g} s: {statement}"
-            time.sleep(0.05)
-
-    @contextmanager
-    def _connection(self) -> Iterator[Connection]:
-        connection = psycopg2.connect(self.url)
-        connection.autocommit = True
-        try:
-            yield connection
-        finally:
-            connection.close()
-
-
-@pytest.fixture(scope="module")
-def holder(local_modal: LocalModal) -> Iterator[HolderProcess]:
-    root = Path(tempfile.mkdtemp(prefix="modalflow-holder-"))
-    process = HolderProcess(local_modal.env, root)
-    yield process
-    process.close()
-    shutil.rmtree(root, ignore_errors=True)
-
-
-@pytest.fixture
-def environment(holder: HolderProcess, airflow_database: str, tmp_path: Path) -> Environment:
-    environment = Environment(holder, airflow_database, tmp_path / "record")
-    environment.claim()
-    return environment
 
 
 def test_a_new_dag_runs_in_the_run_that_parses_it(environment: Environment) -> None:
@@ -147,7 +76,7 @@ def test_run_whose_time_is_up_asks_for_another_one(environment: Environment, loc
 
 def test_lost_lock_ends_the_working_child_first(environment: Environment) -> None:
     environment.ask("upload", files={"a.py": SCHEDULED.format(dag_id="a", task_id="lasts")})
-    environment.begin_run()
+    environment.begin("run")
     environment.until("SELECT 1 FROM task_instance WHERE external_executor_id IS NOT NULL")
     environment.sql(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
@@ -176,7 +105,7 @@ def test_interrupted_run_ends_the_working_child_before_it_gives_up_the_lock(
     environment: Environment,
 ) -> None:
     environment.ask("upload", files={"a.py": SCHEDULED.format(dag_id="a", task_id="lasts")})
-    environment.begin_run()
+    environment.begin("run")
     environment.until("SELECT 1 FROM task_instance WHERE external_executor_id IS NOT NULL")
     environment.holder.interrupt()
     assert environment.holder.receive() == {"interrupted": [True, True]}
@@ -224,7 +153,7 @@ def test_run_on_a_schema_of_another_airflow_does_nothing_and_says_what_to_do(
 def test_run_that_waited_for_a_migration_looks_at_the_schema_again(environment: Environment) -> None:
     with AdvisoryLock(environment.url, application_name=application_name(environment.name)) as lock:
         lock.acquire()
-        environment.begin_run()
+        environment.begin("run")
         environment.until(
             "SELECT 1 FROM pg_stat_activity WHERE query LIKE '%pg_stat_activity a%'"
             f" AND application_name = 'modalflow:{environment.name}' AND pid NOT IN"

@@ -145,7 +145,7 @@ def test_a_killed_run_is_repaired_by_the_next(airflow_children: AirflowChildren)
     outcome = child.wait(30)
     assert outcome is not None and outcome.signal == signal.SIGKILL
     with airflow_children.connection() as connection:
-        assert jobs.end_predecessors(connection, ENV) == 1
+        assert jobs.end_predecessors(connection, ENV, jobs.SCHEDULER_JOB) == 1
     after = airflow_children.schedule()
     assert (after["queued"], after["running"]) == (0, 1), "it was adopted, not queued again"
     assert airflow_children.sql("SELECT state, try_number FROM task_instance") == [("running", 1)]
@@ -166,7 +166,7 @@ def test_job_rows_of_others_are_left_alone(airflow_children: AirflowChildren) ->
         "        ('SchedulerJob', 'running', 'other', now(), 'modalflow:other')"
     )
     with airflow_children.connection() as connection:
-        assert jobs.end_predecessors(connection, ENV) == 0
+        assert jobs.end_predecessors(connection, ENV, jobs.SCHEDULER_JOB) == 0
     assert airflow_children.sql("SELECT DISTINCT state FROM job") == [("running",)]
 
 
@@ -188,7 +188,7 @@ def test_old_job_rows_are_pruned_unless_tasks_need_them(airflow_children: Airflo
         _old_job(connection, f"modalflow:{ENV}")
         _old_job(connection, "modalflow:other")
         airflow_children.sql("UPDATE job SET latest_heartbeat = now() - interval '2 hours'")
-        assert jobs.prune(connection, ENV) == 1
+        assert jobs.prune(connection, ENV, jobs.SCHEDULER_JOB) == 1
     left = airflow_children.sql("SELECT id, executor_class FROM job ORDER BY id")
     assert left[0] == (needed, f"modalflow:{ENV}")
     assert [marker for _, marker in left[1:]] == ["modalflow:other"]

@@ -87,12 +87,13 @@ class AirflowChildren:
         unchanged: list[str] | None = None,
         per_file: float = 2.0,
         phase: float = 30.0,
+        environ: Mapping[str, str] | None = None,
     ) -> Any:
         """Run the parse phase on a DAG version with these files."""
         digest = self.dag_version(files)
         return self.run(
             "airflow_provider_modal.scheduler.run:parse",
-            {"MODALFLOW_DAG_VERSION": digest},
+            {"MODALFLOW_DAG_VERSION": digest, **(environ or {})},
             digest=digest,
             unchanged=unchanged or [],
             per_file=per_file,

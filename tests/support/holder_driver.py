@@ -1,4 +1,5 @@
-"""The entry process of a scheduler container, as a program that tests talk to: JSON lines in and out.
+"""The entry process of a scheduler's or triggerer's container, as a program that tests talk to: JSON lines
+in and out.
 
 A process of its own, because Modal's SDK decides when it is imported which server it talks to.
 """
@@ -106,7 +107,9 @@ def _answer(zygote: Zygote, request: dict[str, Any]) -> Any:
 
     from airflow_provider_modal import wakeup
     from airflow_provider_modal.errors import ModalflowError
+    from airflow_provider_modal.log import reader
     from airflow_provider_modal.scheduler import holder
+    from airflow_provider_modal.triggerer import slices
     from airflow_provider_modal.volume.files import VolumeFiles
 
     resources = ResourceNames(request["env"])
@@ -122,6 +125,8 @@ def _answer(zygote: Zygote, request: dict[str, Any]) -> Any:
     if request["op"] == "overwrite":
         VolumeFiles.open(resources).write(request["path"], request["text"].encode())
         return None
+    if request["op"] == "log":
+        return list(reader.read(VolumeFiles.open(resources), *request["task"]))
     if request["op"] == "wish":
         return state.put("wake", {"reason": "the test", "at": 0}, skip_if_exists=True)
     if request["op"] == "take":
@@ -130,8 +135,13 @@ def _answer(zygote: Zygote, request: dict[str, Any]) -> Any:
     os.environ[airflow_settings.SETTINGS] = json.dumps(config.to_settings())
     os.environ[airflow_settings.ENV_NAME] = request["env"]
     os.environ[airflow_settings.CONNECTION] = request["url"].replace("postgresql:", "postgresql+psycopg2:", 1)
+    os.environ[airflow_settings.DEPLOYMENT] = request.get("deployment", "current")
     in_database = _InDatabase(zygote, request)
     try:
+        if request["op"] == "triggers":
+            seconds = request.get("seconds", 300.0)
+            with mock.patch.multiple(slices, LINGER_SECONDS=1.5, LOOK_SECONDS=0.2):
+                return slices.run(in_database, "the test", seconds)  # type: ignore[arg-type]
         with mock.patch.object(holder, "PREDECESSOR_SECONDS", request.get("patience", 15.0)):
             return holder.run(in_database, "the test")  # type: ignore[arg-type]
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""An environment's App with nothing but a ``scheduler_run`` that says why it was started."""
+"""An environment's App whose scheduler and triggerer only say why they were started."""
 
 from __future__ import annotations
 
@@ -25,7 +25,11 @@ class SchedulerApp:
         def report(reason: str) -> None:
             modal.Queue.from_name(queue).put(reason)
 
+        def report_triggers(reason: str) -> None:
+            modal.Queue.from_name(queue).put(reason, partition="triggers")
+
         app.function(name=names.SCHEDULER_RUN, serialized=True, max_containers=1)(report)
+        app.function(name=names.RUN_TRIGGERS, serialized=True, max_containers=1)(report_triggers)
         app.deploy()
 
     def started(self) -> str:
@@ -36,6 +40,15 @@ class SchedulerApp:
     def taken(self) -> None:
         """Take the wish, as a run does."""
         self.state.pop(names.WAKE_KEY, None)
+
+    def triggers_started(self) -> str:
+        """Wait for the next start of the triggerer and return its reason."""
+        reason: str = self._reasons.get(timeout=START_SECONDS, partition="triggers")
+        return reason
+
+    def triggers_started_again(self) -> bool:
+        """Whether another start of the triggerer has been heard of."""
+        return bool(self._reasons.len(partition="triggers"))
 
     @property
     def wish(self) -> str | None:
