@@ -93,7 +93,7 @@ class World:
 
     def _end_predecessors(self) -> None:
         with self.children.connection() as connection:
-            jobs.end_predecessors(connection, ENV)
+            jobs.end_predecessors(connection, ENV, jobs.SCHEDULER_JOB)
 
     def _drop(self, url: str) -> None:
         self._admin(f'DROP DATABASE "{url.rpartition("/")[2]}" WITH (FORCE)')
