@@ -35,15 +35,16 @@ class CallState:
     unstarted: bool = False
 
 
-async def state_of(call_id: str) -> CallState:
+async def state_of(call_id: str, client: modal.Client | None = None) -> CallState:
     """Ask Modal what became of a function call.
 
+    :param client: to ask with; by default the SDK's own.
     :raises Exception: Modal did not answer.
     """
     import modal
     from modal import exception
 
-    call: modal.FunctionCall[Any] = modal.FunctionCall.from_id(call_id)
+    call: modal.FunctionCall[Any] = modal.FunctionCall.from_id(call_id, client=client)
     try:
         value = await call.get.aio(timeout=0)
     except TimeoutError as error:

@@ -15,6 +15,7 @@ from dataclasses import replace
 from airflow_provider_modal import __version__, airflow_settings, deployment, names
 from airflow_provider_modal.config import EnvironmentConfig
 from airflow_provider_modal.errors import ConfigError, ModalflowError, UnreachableError
+from airflow_provider_modal.executors.account import Account
 from airflow_provider_modal.executors.function_options import FunctionOptions
 from airflow_provider_modal.executors.options import SECTION, Options
 from airflow_provider_modal.executors.task_options import TaskOptions
@@ -31,8 +32,14 @@ class Deployed:
     The profiles are replaced as a whole, so one thread may read them while another learns them.
     """
 
-    def __init__(self, resources: names.ResourceNames, config: EnvironmentConfig | None = None) -> None:
+    def __init__(
+        self,
+        resources: names.ResourceNames,
+        config: EnvironmentConfig | None = None,
+        account: Account | None = None,
+    ) -> None:
         self.resources = resources
+        self.account = account or Account()
         self.problem: str | None = None
         """Why tasks can't be sent there, for the user; None while the manifest is only not read yet."""
         self._timeouts: Mapping[str, float] | None = None
@@ -59,9 +66,10 @@ class Deployed:
             )
         resources = names.ResourceNames(options.environment)
         baked_in = environ.get(airflow_settings.ENV_NAME, options.environment)
+        account = Account.of(options, team)
         if airflow_settings.SETTINGS not in environ or baked_in != options.environment:
-            return cls(resources)
-        return cls(resources, airflow_settings.deployed_config(environ))
+            return cls(resources, account=account)
+        return cls(resources, airflow_settings.deployed_config(environ), account)
 
     @property
     def known(self) -> bool:
@@ -88,7 +96,8 @@ class Deployed:
         from airflow_provider_modal.volume.files import VolumeFiles
 
         try:
-            manifest = deployment.read(VolumeFiles.open(self.resources))
+            self.account.connect()
+            manifest = deployment.read(VolumeFiles.open(self.resources, place=self.account.place))
             self._refuse_misfit(manifest)
             self._learn(EnvironmentConfig.from_settings(manifest.settings), manifest.profiles)
             self._read_at = time.monotonic()

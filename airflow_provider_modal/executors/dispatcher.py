@@ -29,7 +29,6 @@ from airflow_provider_modal.executors.questions import Question, answers, ended
 from airflow_provider_modal.executors.reason_log import ReasonLog
 from airflow_provider_modal.executors.submit_errors import backoff, classify
 from airflow_provider_modal.executors.threads import on_daemon_thread
-from airflow_provider_modal.volume.files import VolumeFiles
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +92,7 @@ class Dispatcher:
         self._tasks: set[asyncio.Task[None]] = set()
         self._progress: dict[str, _Progress] = {}
         self._cancelling = Cancelling(gateway, self._report)
-        self._reasons = ReasonLog(lambda: VolumeFiles.open(gateway.resources))
+        self._reasons = ReasonLog(lambda: gateway.files())
         self._listening: set[str] = set()
         self._learning = False
         self._ending: asyncio.Event

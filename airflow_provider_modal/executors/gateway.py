@@ -16,12 +16,16 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from airflow_provider_modal import names, wire
 from airflow_provider_modal.errors import ConfigError
+from airflow_provider_modal.executors.account import Account
 from airflow_provider_modal.executors.call_state import CallState, state_of
 from airflow_provider_modal.executors.function_options import FunctionOptions
 from airflow_provider_modal.executors.starts import Starts, look
+from airflow_provider_modal.executors.threads import on_daemon_thread
 
 if TYPE_CHECKING:
     import modal
+
+    from airflow_provider_modal.volume.files import VolumeFiles
 
 T = TypeVar("T")
 _Variant: TypeAlias = tuple[str, FunctionOptions]
@@ -42,11 +46,15 @@ class Gateway:
     """The Modal objects of one environment, looked up when they are first used.
 
     :param rpc_timeout: seconds that one call may take.
+    :param account: whose token to use.
     """
 
-    def __init__(self, resources: names.ResourceNames, rpc_timeout: float) -> None:
+    def __init__(
+        self, resources: names.ResourceNames, rpc_timeout: float, account: Account | None = None
+    ) -> None:
         self.resources = resources
         self._rpc_timeout = rpc_timeout
+        self._account = account or Account()
         self._functions: dict[_Variant, asyncio.Task[modal.Function[Any, Any, Any]]] = {}
         self._starts: dict[_Variant, tuple[float, asyncio.Task[Starts]]] = {}
         self._handles: tuple[modal.Dict, modal.Queue] | None = None
@@ -86,7 +94,9 @@ class Gateway:
         """
         looking = self._functions.pop(variant, None)
         if looking is None or _has_failed(looking):
-            looking = asyncio.get_running_loop().create_task(_look_up(self.resources, *variant))
+            looking = asyncio.get_running_loop().create_task(
+                _look_up(self.resources, *variant, self._account)
+            )
             looking.add_done_callback(_has_failed)
         # Last again: the ones that nobody asked for lately are dropped.
         self._functions[variant] = looking
@@ -96,18 +106,15 @@ class Gateway:
 
     async def note_call(self, dispatch: str, call_id: str) -> None:
         """Note which call runs a dispatch, for a scheduler that finds only the dispatch in the database."""
-        state, _ = self._objects()
-        await self._in_time(lambda: state.put.aio(names.call_key(dispatch), call_id))
+        await self._in_time(lambda: self._state().put.aio(names.call_key(dispatch), call_id))
 
     async def note_cancel(self, dispatch: str, why: str) -> None:
         """Note who has a dispatch's function call cancelled, for the worker that is to end."""
-        state, _ = self._objects()
-        await self._in_time(lambda: state.put.aio(names.cancel_key(dispatch), why))
+        await self._in_time(lambda: self._state().put.aio(names.cancel_key(dispatch), why))
 
     async def noted_call(self, dispatch: str) -> str | None:
         """Return the id that ``note_call`` left."""
-        state, _ = self._objects()
-        found = await self._in_time(lambda: state.get.aio(names.call_key(dispatch), None))
+        found = await self._in_time(lambda: self._state().get.aio(names.call_key(dispatch), None))
         return str(found) if found else None
 
     async def result(self, dispatch: str) -> wire.Completion | None:
@@ -115,8 +122,7 @@ class Gateway:
 
         :raises WireError: it is of another version.
         """
-        state, _ = self._objects()
-        message = await self._in_time(lambda: state.get.aio(names.result_key(dispatch), None))
+        message = await self._in_time(lambda: self._state().get.aio(names.result_key(dispatch), None))
         return wire.Completion.from_wire(message) if message else None
 
     async def claim(self, dispatch: str) -> wire.Claim | None:
@@ -124,8 +130,7 @@ class Gateway:
 
         :raises WireError: it is of another version.
         """
-        state, _ = self._objects()
-        message = await self._in_time(lambda: state.get.aio(names.claim_key(dispatch), None))
+        message = await self._in_time(lambda: self._state().get.aio(names.claim_key(dispatch), None))
         return wire.Claim.from_wire(message) if message else None
 
     async def starts(self, function: str, options: FunctionOptions | None = None) -> Starts:
@@ -156,10 +161,9 @@ class Gateway:
         Cancelled, it may lose events: Modal takes them out of the Queue when it answers, also if nobody waits
         for the answer any more. The worker leaves each end in the state Dict as well; see ``result``.
         """
-        _, events = self._objects()
         try:
             taken = await self._in_time(
-                lambda: events.get_many.aio(
+                lambda: self._objects()[1].get_many.aio(
                     POLL_EVENTS, block=True, timeout=POLL_SECONDS, partition=partition
                 ),
                 POLL_SECONDS,
@@ -172,20 +176,34 @@ class Gateway:
         """Cancel a function call; with ``terminate`` its container is ended as well."""
         import modal
 
-        call = modal.FunctionCall.from_id(call_id)
-        await self._in_time(lambda: call.cancel.aio(terminate_containers=terminate))
+        await self._in_time(
+            lambda: modal.FunctionCall.from_id(call_id, **self._account.client).cancel.aio(
+                terminate_containers=terminate
+            )
+        )
 
     async def state_of(self, call_id: str) -> CallState:
         """Ask what became of a function call."""
-        return await self._in_time(lambda: state_of(call_id))
+        return await self._in_time(lambda: state_of(call_id, **self._account.client))
+
+    def files(self) -> VolumeFiles:
+        """Return the environment's Volume. Blocks while it connects, so not for the loop's thread."""
+        from airflow_provider_modal.volume.files import VolumeFiles
+
+        self._account.connect()
+        return VolumeFiles.open(self.resources, place=self._account.place)
+
+    def _state(self) -> modal.Dict:
+        return self._objects()[0]
 
     def _objects(self) -> tuple[modal.Dict, modal.Queue]:
+        """Return the handles; only once connected, since they hold the client."""
         import modal
 
         if self._handles is None:
             self._handles = (
-                modal.Dict.from_name(self.resources.state_dict),
-                modal.Queue.from_name(self.resources.events_queue),
+                modal.Dict.from_name(self.resources.state_dict, **self._account.place),
+                modal.Queue.from_name(self.resources.events_queue, **self._account.place),
             )
         return self._handles
 
@@ -208,16 +226,19 @@ class Gateway:
         them would leave another minute of attempts behind.
         """
         if self._connecting is None or _has_failed(self._connecting):
-            self._connecting = asyncio.get_running_loop().create_task(_open_client())
+            self._connecting = asyncio.get_running_loop().create_task(_open_client(self._account))
             # Looked at here, since everybody may be gone by then.
             self._connecting.add_done_callback(_has_failed)
         await asyncio.shield(self._connecting)
 
 
-async def _open_client() -> None:
+async def _open_client(account: Account) -> None:
     import modal
 
-    await modal.Client.from_env.aio()
+    if not account.ambient:
+        await on_daemon_thread(account.connect, "modal-account")
+    if not account.client:
+        await modal.Client.from_env.aio()
 
 
 def _has_failed(task: asyncio.Task[Any]) -> bool:
@@ -225,17 +246,17 @@ def _has_failed(task: asyncio.Task[Any]) -> bool:
 
 
 async def _look_up(
-    resources: names.ResourceNames, name: str, options: FunctionOptions
+    resources: names.ResourceNames, name: str, options: FunctionOptions, account: Account
 ) -> modal.Function[Any, Any, Any]:
     import modal
     from modal import exception
 
-    function: modal.Function[Any, Any, Any] = modal.Function.from_name(resources.app, name)
+    function: modal.Function[Any, Any, Any] = modal.Function.from_name(resources.app, name, **account.place)
     # By itself: what is not found from here on is not the deployment.
     await function.hydrate.aio()
     if not options:
         return function
-    secrets = [modal.Secret.from_name(secret) for secret in options.secrets]
+    secrets = [modal.Secret.from_name(secret, **account.place) for secret in options.secrets]
     try:
         function = function.with_options(**options.arguments(), secrets=secrets or None)
         await function.hydrate.aio()

@@ -155,7 +155,8 @@ class ModalExecutor(Airflow3Executor):
         )
 
     def _make_dispatcher(self, deployed: Deployed, options: Options) -> Dispatcher:
-        return Dispatcher(Gateway(deployed.resources, options.rpc_timeout), options, self._metrics)
+        gateway = Gateway(deployed.resources, options.rpc_timeout, deployed.account)
+        return Dispatcher(gateway, options, self._metrics)
 
     def end(self) -> None:
         """Let calls that are on their way to Modal arrive, within ``[modal] end_timeout``; cancel nothing.
@@ -363,9 +364,8 @@ class ModalExecutor(Airflow3Executor):
         heading = task_log.heading(call_id)
         try:
             if self._task_logs is None:
-                self._task_logs = TaskLogs(
-                    Deployed.find(Options.read(self.conf), team=self.team_name).resources
-                )
+                deployed = Deployed.find(Options.read(self.conf), team=self.team_name)
+                self._task_logs = TaskLogs(deployed.resources, deployed.account)
         except ModalflowError as error:
             return [heading, f"Its log can't be looked for: {error}"], []
         answer = self._task_logs.read(key, call_id)

@@ -26,6 +26,7 @@ class Options:
     """The options of section ``[modal]``; times in seconds.
 
     :param environment: name of the environment that ``modalflow create`` deployed.
+    :param connection_id: Airflow connection with the Modal token; without one, the SDK finds its own.
     :param serverless: the scheduler is a function of the environment, and task ends wake it.
     :param rpc_timeout: how long a single call to Modal may take.
     :param submit_concurrency: how many task calls are handed over at the same time.
@@ -37,6 +38,7 @@ class Options:
     """
 
     environment: str | None = None
+    connection_id: str | None = None
     serverless: bool = False
     rpc_timeout: float = 15.0
     submit_concurrency: int = 32

@@ -11,7 +11,7 @@ import random
 from dataclasses import dataclass
 
 from airflow_provider_modal import modal_errors
-from airflow_provider_modal.errors import ModalflowError
+from airflow_provider_modal.errors import ModalflowError, UnreachableError
 from airflow_provider_modal.names import ResourceNames
 
 BACKOFF_FIRST = 0.5
@@ -44,6 +44,8 @@ def classify(error: Exception, resources: ResourceNames) -> Verdict:
     from modal import exception
 
     text = _text(error)
+    if isinstance(error, UnreachableError):
+        return Verdict(True, text)
     if isinstance(error, ModalflowError):
         return Verdict(False, text)
     if isinstance(error, exception.NotFoundError):
@@ -54,7 +56,9 @@ def classify(error: Exception, resources: ResourceNames) -> Verdict:
         )
     if isinstance(error, exception.AuthError):
         return Verdict(
-            False, f"Modal does not accept the scheduler's token ({text}); {modal_errors.NEW_TOKEN}"
+            False,
+            f"Modal does not accept the scheduler's token ({text}); {modal_errors.NEW_TOKEN}, or correct the "
+            "connection that [modal] connection_id names",
         )
     if isinstance(error, exception.PermissionDeniedError):
         return Verdict(False, f"the scheduler's Modal token lacks the permission to start tasks ({text})")

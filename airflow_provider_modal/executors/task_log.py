@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_modal import wire
 from airflow_provider_modal.dashboard import call_url
 from airflow_provider_modal.errors import ModalflowError
+from airflow_provider_modal.executors.account import Account
 from airflow_provider_modal.log import reader
 from airflow_provider_modal.modal_errors import translated
 
@@ -71,10 +72,14 @@ def heading(call_id: str | None) -> str:
 
 
 class TaskLogs:
-    """Reads logs of one environment's running tasks; safe to share between threads."""
+    """Reads logs of one environment's running tasks; safe to share between threads.
 
-    def __init__(self, resources: ResourceNames) -> None:
+    :param account: whose token to use.
+    """
+
+    def __init__(self, resources: ResourceNames, account: Account | None = None) -> None:
         self._resources = resources
+        self._account = account or Account()
         self._cache = _Cache(CACHE_BYTES)
         self._slots = threading.BoundedSemaphore(MOST_AT_ONCE)
 
@@ -119,7 +124,8 @@ class TaskLogs:
 
         from airflow_provider_modal.volume.files import VolumeFiles
 
-        volume = modal.Volume.from_name(self._resources.volume)
+        self._account.connect()
+        volume = modal.Volume.from_name(self._resources.volume, **self._account.place)
         files = _CachedFiles(VolumeFiles(volume, deadline=PAGE_SECONDS), self._cache)
         tail = reader.tail(
             files, key.dag_id, key.run_id, key.task_id, key.map_index, key.try_number, most_bytes=MOST_BYTES
@@ -132,14 +138,14 @@ class TaskLogs:
             return Answer(sources, tail.lines)
         if call_id is None:
             return Answer(["The task has no function call yet."], [])
-        lines = asyncio.run(_call_log(call_id))
+        lines = asyncio.run(_call_log(call_id, self._account))
         waits = "The task's own log begins once its container has taken it; until then"
         if not lines:
             return Answer([f"{waits} there is nothing to show."], [])
         return Answer([f"{waits} this is what function call {call_id} printed, from Modal."], lines)
 
 
-async def _call_log(call_id: str) -> list[str]:
+async def _call_log(call_id: str, account: Account) -> list[str]:
     """Return the last lines that a function call printed, in the form of Airflow 3's task logs.
 
     :raises ModalflowError: Modal does not answer.
@@ -148,7 +154,7 @@ async def _call_log(call_id: str) -> list[str]:
 
     lines = []
     with translated(f"read the log of function call {call_id}"):
-        call = modal.FunctionCall.from_id(call_id)
+        call = modal.FunctionCall.from_id(call_id, **account.client)
         async for entry in call.logs.tail.aio(CALL_LOG_ENTRIES):
             lines += [_line(text, entry.timestamp) for text in entry.message.splitlines()]
     return lines

@@ -79,11 +79,16 @@ class VolumeFiles:
         self._found = False
 
     @classmethod
-    def open(cls, resources: ResourceNames, mount: Path | None = None) -> VolumeFiles:
-        """Return the files of an environment's Volume; makes no call yet."""
+    def open(
+        cls, resources: ResourceNames, mount: Path | None = None, place: Mapping[str, Any] | None = None
+    ) -> VolumeFiles:
+        """Return the files of an environment's Volume; makes no call yet.
+
+        :param place: more arguments for the SDK's look-up: ``client``, ``environment_name``.
+        """
         import modal
 
-        return cls(modal.Volume.from_name(resources.volume), mount)
+        return cls(modal.Volume.from_name(resources.volume, **(place or {})), mount)
 
     def read(self, path: str) -> bytes:
         """Return a file's latest content.

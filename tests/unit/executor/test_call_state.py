@@ -26,7 +26,7 @@ def told(monkeypatch: pytest.MonkeyPatch, outcome: Any) -> CallState:
     class Call:
         get = Get()
 
-    monkeypatch.setattr(modal.FunctionCall, "from_id", lambda call_id: Call())
+    monkeypatch.setattr(modal.FunctionCall, "from_id", lambda call_id, client: Call())
     return asyncio.run(state_of("fc-1"))
 
 
