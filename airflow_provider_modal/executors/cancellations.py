@@ -27,10 +27,13 @@ class Cancellations:
     """The cancellations of one executor.
 
     :param events: takes what is to be written.
+    :param environment: where the executor's calls are: those of another one, such as another team's, are left
+        to its executor.
     """
 
-    def __init__(self, events: TaskEvents) -> None:
+    def __init__(self, events: TaskEvents, environment: str) -> None:
         self._events = events
+        self._environment = environment
         self._keys: dict[str, Any] = {}
 
     def begin(self, dispatcher: Dispatcher, key: Any, dispatch: str, call_id: str | None, why: str) -> None:
@@ -43,7 +46,7 @@ class Cancellations:
 
         self._keys[dispatch] = key
         external_id = wire.external_executor_id(dispatch, call_id)
-        self._events.note(database.CANCELLED_EVENT, key, f"{external_id}: {why}")
+        self._events.note(database.CANCELLED_EVENT, key, f"{external_id} in {self._environment}: {why}")
         dispatcher.cancel(dispatch, call_id, why)
 
     def take_over(self, dispatcher: Dispatcher) -> None:
@@ -57,7 +60,7 @@ class Cancellations:
             log.warning("the database does not tell which function calls are being cancelled: %s", error)
             return
         for cancellation in found:
-            if cancellation.dispatch in self._keys:
+            if cancellation.environment != self._environment or cancellation.dispatch in self._keys:
                 continue
             self._keys[cancellation.dispatch] = cancellation.key
             left = cancellation.at + cancelling.GRACE - time.time()
@@ -69,4 +72,5 @@ class Cancellations:
 
         key = self._keys.pop(dispatch, None)
         if key is not None:
-            self._events.note(database.ENDED_EVENT, key, f"{dispatch}: the cancelled call is over")
+            text = f"{dispatch} in {self._environment}: the cancelled call is over"
+            self._events.note(database.ENDED_EVENT, key, text)

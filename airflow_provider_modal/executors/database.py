@@ -36,9 +36,9 @@ RETURNED_EVENT = "modal dispatch returned"
 """A dispatch that Modal never took: the same, but nothing was lost, so nothing is counted."""
 MOST_REQUEUES = 3
 CANCELLED_EVENT = "modal call cancelled"
-"""A function call is being cancelled; the text begins with the external executor id and a colon."""
+"""A function call is being cancelled; the text is ``{external executor id} in {environment}: {why}``."""
 ENDED_EVENT = "modal call ended"
-"""The cancelled call is over; the same text."""
+"""The cancelled call is over; the text is ``{dispatch} in {environment}: ...``."""
 
 Settlement = Literal["requeued", "exhausted", "running", "over"]
 """What ``settle`` found. ``requeued``: it waits for the scheduler again. ``exhausted``: it was queued again
@@ -158,12 +158,14 @@ def settle(key: TaskInstanceKey, dispatch: str, why: str, *, lost: bool = True) 
 class Cancellation:
     """A function call that somebody began to cancel.
 
+    :param environment: the one that it is in: only there its id is known, should it be missing here.
     :param at: when, in seconds since the epoch.
     """
 
     key: TaskInstanceKey
     dispatch: str
     call_id: str | None
+    environment: str
     at: float
 
 
@@ -187,11 +189,14 @@ def open_cancellations(seconds: float) -> list[Cancellation]:
     found: dict[str, Cancellation] = {}
     with create_session() as session:
         for event, extra, at, *key in session.execute(statement):
-            dispatch, call_id = parse_external_executor_id((extra or "").partition(":")[0])
+            external_id, _, environment = (extra or "").partition(":")[0].partition(" in ")
+            dispatch, call_id = parse_external_executor_id(external_id)
             if dispatch is None:
                 continue
             if event == CANCELLED_EVENT:
-                found[dispatch] = Cancellation(TaskInstanceKey(*key), dispatch, call_id, at.timestamp())
+                found[dispatch] = Cancellation(
+                    TaskInstanceKey(*key), dispatch, call_id, environment, at.timestamp()
+                )
             else:
                 found.pop(dispatch, None)
     return list(found.values())

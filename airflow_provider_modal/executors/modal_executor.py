@@ -80,8 +80,8 @@ class ModalExecutor(Airflow3Executor):
         self._task_events = TaskEvents()
         self._metrics = Metrics({"team_name": self.team_name} if self.team_name else None)
         self._task_logs: TaskLogs | None = None
-        self._cancellations = Cancellations(self._task_events)
         # Made by start(): what they do needs Airflow's models and a database.
+        self._cancellations: Cancellations | None = None
         self._silence: Silence | None = None
         self._telling: Telling | None = None
         self._outcomes: Outcomes | None = None
@@ -124,6 +124,7 @@ class ModalExecutor(Airflow3Executor):
 
         self._dispatcher = dispatcher
         self._slot_drift = SlotDrift(self.job_id, self._metrics, options.silent_after)
+        self._cancellations = Cancellations(self._task_events, options.environment or "")
         self._telling = Telling(self._task_events, self._metrics, dispatcher.explain)
         self._silence = Silence(
             self.ledger,
@@ -275,6 +276,7 @@ class ModalExecutor(Airflow3Executor):
         if self._dispatcher is None:
             return
         assert self._outcomes and self._adoption and self._silence and self._telling and self._slot_drift
+        assert self._cancellations
         if not self._listening and len(self.ledger):
             # Only for something that can end: a scheduler that finds nothing to do never talks to Modal. And
             # not before the first heartbeat: adoption precedes it, and an event that came before the adoption
@@ -347,7 +349,7 @@ class ModalExecutor(Airflow3Executor):
             self._cancel(key, flight.dispatch, flight.call_id, "the connection test took too long")
 
     def _cancel(self, key: Any, dispatch: str, call_id: str | None, why: str) -> None:
-        assert self._dispatcher is not None
+        assert self._dispatcher and self._cancellations
         if isinstance(key, TaskInstanceKey):
             self._cancellations.begin(self._dispatcher, key, dispatch, call_id, why)
         else:

@@ -398,13 +398,14 @@ QUESTIONS = (
     Question(
         "a cancelled call may not have ended",
         ("log",),
-        # The events of executors.database: cancelled, and ended with the same text up to the colon.
+        # The events of executors.database. Their texts begin with the dispatch; what follows, such as the
+        # call, is not the same in both.
         """
         SELECT EXISTS (SELECT 1 FROM log l
             WHERE l.event = 'modal call cancelled'
               AND l.dttm BETWEEN now() - interval '15 minutes' AND now() - interval '40 seconds'
               AND NOT EXISTS (SELECT 1 FROM log e WHERE e.event = 'modal call ended' AND e.dttm >= l.dttm
-                                 AND split_part(e.extra, ':', 1) = split_part(l.extra, ':', 1))),
+                               AND substring(e.extra from '^[^/: ]+') = substring(l.extra from '^[^/: ]+'))),
             NULL::timestamptz, NULL::jsonb
         """,
     ),

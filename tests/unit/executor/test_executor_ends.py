@@ -96,8 +96,8 @@ def test_a_revoked_task_is_forgotten_and_cancelled_without_an_event(executor: Ex
     executor.sync()
     assert [(event, of, text.partition(":")[0]) for event, of, text in executor.events] == [
         ("modal call submitted", key(), "function call fc-1"),
-        ("modal call cancelled", key(), f"{dispatch}/fc-1"),
-        ("modal call ended", key(), dispatch),
+        ("modal call cancelled", key(), f"{dispatch}/fc-1 in prod"),
+        ("modal call ended", key(), f"{dispatch} in prod"),
     ]
     assert executor.slots_occupied == 0
 
