@@ -70,7 +70,7 @@ def test_what_no_worker_wrote_is_there_all_the_same(
     files: VolumeFiles, settings: pytest.MonkeyPatch, new_loop: Callable[[], Any]
 ) -> None:
     settings.setenv("AIRFLOW__MODAL__SILENT_AFTER", "2")
-    settings.setattr("airflow_provider_modal.executors.database.fresh", lambda job_id, seconds: set())
+    settings.setattr("airflow_provider_modal.executors.database.live", lambda seconds: {})
     loop = new_loop()
     loop.queue("raise-1", "fail-1")
     loop.until(lambda: loop.ended("raise-1", "fail-1"), 60)
