@@ -26,6 +26,7 @@ class CallState:
     :param known: False when Modal has no such call.
     :param unstarted: the failure is none of the function itself, which lets no exception out: if no container
         has claimed the dispatch, nothing of it ran.
+    :param cancelled: it was cancelled, by whomever.
     """
 
     over: bool
@@ -33,6 +34,7 @@ class CallState:
     failure: str | None = None
     known: bool = True
     unstarted: bool = False
+    cancelled: bool = False
 
 
 async def state_of(call_id: str, client: modal.Client | None = None) -> CallState:
@@ -89,6 +91,7 @@ def _cancelled(call_id: str, text: str = "") -> CallState:
     return CallState(
         over=True,
         failure=f"function call {call_id} was cancelled in Modal{detail}; clear the task to run it again",
+        cancelled=True,
     )
 
 

@@ -24,6 +24,8 @@ GRACE = 40.0
 FIRST_LOOK, LAST_LOOK = 0.2, 5.0
 """Seconds between two looks whether a cancelled call is over: doubled from the first to the last."""
 ATTEMPTS = 5
+AT_ONCE = 16
+"""How many calls are dealt with at a time; thousands may have to be taken back together."""
 
 
 class Cancelling:
@@ -36,6 +38,8 @@ class Cancelling:
         self._gateway = gateway
         self._report = report
         self._urgent: set[str] = set()
+        # Held while Modal is called, and not while a grace passes.
+        self._slots = asyncio.Semaphore(AT_ONCE)
 
     @property
     def urgent(self) -> bool:
@@ -64,19 +68,30 @@ class Cancelling:
 
         :param why: for the user.
         """
+        self._urgent.add(dispatch)
         try:
-            if await self._gateway.claim(dispatch) is None:
-                await self._gateway.note_cancel(dispatch, why)
-                await self._gateway.cancel(call_id)
-                await self._until_over(call_id)
-                if await self._gateway.claim(dispatch) is None:
-                    self._report(reports.NotStarted(dispatch, why))
-                    return
-            self._report(reports.Alive(dispatch))
+            if await self._taken_back(dispatch, call_id, why):
+                self._report(reports.NotStarted(dispatch, why))
+            else:
+                self._report(reports.Alive(dispatch))
         except Exception as error:
+            # The note stays: whoever finds the call cancelled finds why.
             reason = str(error) or type(error).__name__
             log.warning("function call %s is not taken back from Modal yet: %s", call_id, reason)
             self._report(reports.Unanswered(dispatch))
+        finally:
+            self._urgent.discard(dispatch)
+
+    async def _taken_back(self, dispatch: str, call_id: str, why: str) -> bool:
+        """Cancel a call that waits for a container; return False if one has taken it."""
+        async with self._slots:
+            if await self._gateway.claim(dispatch) is not None:
+                return False
+            await self._gateway.note_cancel(dispatch, why)
+            await self._gateway.cancel(call_id)
+        await self._until_over(call_id)
+        async with self._slots:
+            return await self._gateway.claim(dispatch) is None
 
     async def _until_over(self, call_id: str) -> None:
         """Wait until a cancelled call is over.
@@ -85,23 +100,28 @@ class Cancelling:
         """
         ends = time.monotonic() + GRACE
         pause = FIRST_LOOK
-        while not (await self._gateway.state_of(call_id)).over:
+        while not await self._is_over(call_id):
             if time.monotonic() > ends:
                 raise TimeoutError(f"it goes on {GRACE:.0f} s after its cancellation")
             await asyncio.sleep(pause)
             pause = min(2 * pause, LAST_LOOK)
+
+    async def _is_over(self, call_id: str) -> bool:
+        async with self._slots:
+            return (await self._gateway.state_of(call_id)).over
 
     async def finish(self, dispatch: str, call_id: str | None, seconds: float) -> None:
         """End the container of a call that is still there after ``seconds``."""
         await asyncio.sleep(seconds)
         self._urgent.add(dispatch)
         try:
-            call_id = call_id or await self._gateway.noted_call(dispatch)
-            if call_id is not None and not (await self._gateway.state_of(call_id)).over:
-                log.warning(
-                    "function call %s goes on after its cancellation; its container is ended", call_id
-                )
-                await self._gateway.cancel(call_id, terminate=True)
+            async with self._slots:
+                call_id = call_id or await self._gateway.noted_call(dispatch)
+                if call_id is not None and not (await self._gateway.state_of(call_id)).over:
+                    log.warning(
+                        "function call %s goes on after its cancellation; its container is ended", call_id
+                    )
+                    await self._gateway.cancel(call_id, terminate=True)
             self._report(reports.Cancelled(dispatch))
         except Exception as error:
             log.warning(
@@ -116,14 +136,15 @@ class Cancelling:
         """Cancel a function call and return its id; None if it is not known or can't be cancelled."""
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                call_id = call_id or await self._gateway.noted_call(dispatch)
-                if call_id is None:
-                    self._report(reports.Cancelled(dispatch))
-                    return None
-                # First: the worker looks for it as soon as it notices the cancellation.
-                await self._gateway.note_cancel(dispatch, why)
-                await self._gateway.cancel(call_id)
-                return call_id
+                async with self._slots:
+                    call_id = call_id or await self._gateway.noted_call(dispatch)
+                    if call_id is None:
+                        self._report(reports.Cancelled(dispatch))
+                        return None
+                    # First: the worker looks for it as soon as it notices the cancellation.
+                    await self._gateway.note_cancel(dispatch, why)
+                    await self._gateway.cancel(call_id)
+                    return call_id
             except Exception as error:
                 verdict = classify(error, self._gateway.resources)
                 log.warning(

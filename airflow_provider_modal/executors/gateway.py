@@ -112,6 +112,12 @@ class Gateway:
         """Note who has a dispatch's function call cancelled, for the worker that is to end."""
         await self._in_time(lambda: self._state().put.aio(names.cancel_key(dispatch), why))
 
+    async def noted_cancel(self, dispatch: str) -> str | None:
+        """Return the reason that ``note_cancel`` left."""
+        state, _ = self._objects()
+        found = await self._in_time(lambda: state.get.aio(names.cancel_key(dispatch), None))
+        return str(found) if found else None
+
     async def noted_call(self, dispatch: str) -> str | None:
         """Return the id that ``note_call`` left."""
         found = await self._in_time(lambda: self._state().get.aio(names.call_key(dispatch), None))

@@ -126,6 +126,9 @@ class Outcomes:
                 self._let_go(flight)
             else:
                 self._waiting.judge(flight, report.starts)
+        elif isinstance(report, reports.Unanswered):
+            # A call that was given up may have been taken back all the same.
+            _answered(flight, flight.give_up)
         else:
             _answered(flight)
 
@@ -222,7 +225,7 @@ class Outcomes:
         self._counters[self._ledger.dropped_as(report.dispatch)] += 1
 
 
-def _answered(flight: Flight) -> None:
+def _answered(flight: Flight, give_up: str | None = None) -> None:
     flight.question = False
     flight.last_sign = time.time()
-    flight.give_up = None
+    flight.give_up = give_up

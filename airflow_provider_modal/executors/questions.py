@@ -65,6 +65,11 @@ async def answers(gateway: Gateway, question: Question) -> list[reports.Report]:
         return [*found, reports.Unknown(dispatch, f"Modal has no function call {call_id}")]
     if state.unstarted and not taken:
         return [*found, reports.NotStarted(dispatch, str(state.failure))]
+    if state.cancelled and not taken:
+        why = await gateway.noted_cancel(dispatch)
+        if why is not None:
+            # Taken back by an executor that could not see it through.
+            return [*found, reports.NotStarted(dispatch, why)]
     return [*found, reports.Ended(dispatch, "failed", state.failure, by_worker=False)]
 
 

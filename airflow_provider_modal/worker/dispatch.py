@@ -57,7 +57,7 @@ def execute(zygote: Zygote, call: Mapping[str, Any]) -> dict[str, Any]:
         completion = _Run(container, zygote, task_call, cancelled).to_end()
     if cancelled.preempted:
         raise KeyboardInterrupt
-    if completion.outcome == "failed" and str(completion.reason).startswith(_CANCELLED):
+    if completion.outcome in ("failed", "not_started") and str(completion.reason).startswith(_CANCELLED):
         from modal.exception import InputCancellation
 
         raise InputCancellation(completion.reason)
@@ -236,7 +236,10 @@ class _Run:
 
     def _run(self, verdict: claim.Verdict, env: Mapping[str, str]) -> tuple[wire.Outcome, str | None]:
         if self.cancelled.requested:
-            return "failed", self._cancelled()
+            # An executor takes a call back that waits for too long, and may do so just when it is taken: the
+            # task is dispatched again if Airflow still waits for it.
+            by_airflow, reason = self._cancelled()
+            return "not_started" if by_airflow else "failed", reason
         # From here on an interruption would leave a task behind that nobody stops and reports.
         self.cancelled.interruptible = False
         oom_kills = memory.oom_kills()
@@ -320,7 +323,7 @@ class _Run:
 
     def _stopped(self, stop: limits.Stop) -> str:
         if stop == "cancelled":
-            return self._cancelled()
+            return self._cancelled()[1]
         if stop == "preempted":
             return (
                 "preempted: Modal took the container away before the task ended; user code has run, so it "
@@ -338,14 +341,15 @@ class _Run:
         why = _CANCELLED if stop == "cancelled" else self._stopped(stop)
         self.log.note("warning", f"{why}; the task gets SIGTERM")
 
-    def _cancelled(self) -> str:
-        """Return that the call was cancelled, and by whom."""
+    def _cancelled(self) -> tuple[bool, str]:
+        """Return whether Airflow may have cancelled the call, and that it was cancelled and by whom."""
         key = names.cancel_key(self.call.dispatch)
         try:
             by = patiently("read who cancelled the call", lambda: self.container.state.get(key), repeat=False)
         except GaveUpError as error:
-            return f"{_CANCELLED}; {error}"
-        return f"{_CANCELLED}: {by or 'in Modal, by a person or a stop of the App; not by Airflow'}"
+            return True, f"{_CANCELLED}; {error}"
+        whom = by or "in Modal, by a person or a stop of the App; not by Airflow"
+        return by is not None, f"{_CANCELLED}: {whom}"
 
     def _refresh_mount(self) -> None:
         """Show the task what earlier tasks left on the Volume, in a container that is used again."""
