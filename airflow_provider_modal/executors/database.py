@@ -40,6 +40,8 @@ CANCELLED_EVENT = "modal call cancelled"
 ENDED_EVENT = "modal call ended"
 """The cancelled call is over; the text is ``{dispatch} in {environment}: ...``."""
 
+_RUNNING = (TaskInstanceState.RUNNING, TaskInstanceState.RESTARTING)
+
 Settlement = Literal["requeued", "exhausted", "running", "over"]
 """What ``settle`` found. ``requeued``: it waits for the scheduler again. ``exhausted``: it was queued again
 too often already. ``running``: Airflow has it running, or somebody is working on it at the moment. ``over``:
@@ -65,8 +67,6 @@ def live(seconds: float) -> dict[TaskInstanceKey, Live]:
 
     :param seconds: how old the last heartbeat of a fresh one may be.
     """
-    since = datetime.now(timezone.utc) - timedelta(seconds=seconds)
-    running = (TaskInstanceState.RUNNING, TaskInstanceState.RESTARTING)
     statement = select(
         TaskInstance.dag_id,
         TaskInstance.task_id,
@@ -75,13 +75,20 @@ def live(seconds: float) -> dict[TaskInstanceKey, Live]:
         TaskInstance.map_index,
         TaskInstance.queued_by_job_id,
         TaskInstance.external_executor_id,
-        TaskInstance.state.in_(running) & (TaskInstance.last_heartbeat_at > since),
-    ).where(TaskInstance.state.in_((TaskInstanceState.QUEUED, *running)))
+        _is_fresh(seconds),
+    ).where(TaskInstance.state.in_((TaskInstanceState.QUEUED, *_RUNNING)))
     with create_session() as session:
         return {
             TaskInstanceKey(*key): Live(job_id, parse_external_executor_id(external_id)[0], bool(is_fresh))
             for *key, job_id, external_id, is_fresh in session.execute(statement)
         }
+
+
+def is_fresh(key: TaskInstanceKey, seconds: float) -> bool:
+    """Whether a task instance's try runs and had a heartbeat in the last ``seconds``."""
+    statement = select(_is_fresh(seconds)).where(_is(key), TaskInstance.try_number == key.try_number)
+    with create_session() as session:
+        return bool(session.scalar(statement))
 
 
 def in_progress(job_id: int | str | None) -> list[tuple[TaskInstanceKey, bool]]:
@@ -96,9 +103,7 @@ def in_progress(job_id: int | str | None) -> list[tuple[TaskInstanceKey, bool]]:
         TaskInstance.external_executor_id,
     ).where(
         TaskInstance.queued_by_job_id == job_id,
-        TaskInstance.state.in_(
-            (TaskInstanceState.QUEUED, TaskInstanceState.RUNNING, TaskInstanceState.RESTARTING)
-        ),
+        TaskInstance.state.in_((TaskInstanceState.QUEUED, *_RUNNING)),
     )
     with create_session() as session:
         return [
@@ -131,7 +136,7 @@ def settle(key: TaskInstanceKey, dispatch: str, why: str, *, lost: bool = True) 
         state, external_id, try_number = row
         if try_number != key.try_number or parse_external_executor_id(external_id)[0] != dispatch:
             return "over"
-        if state in (TaskInstanceState.RUNNING, TaskInstanceState.RESTARTING):
+        if state in _RUNNING:
             return "running"
         if state != TaskInstanceState.QUEUED:
             return "over"
@@ -272,6 +277,11 @@ def last_sign(ti: TaskInstance) -> float:
 def queued_at(ti: TaskInstance) -> float | None:
     """Return when a task instance was queued, in seconds since the epoch; None if it does not say."""
     return ti.queued_dttm.timestamp() if ti.queued_dttm is not None else None
+
+
+def _is_fresh(seconds: float) -> ColumnElement[bool]:
+    since = datetime.now(timezone.utc) - timedelta(seconds=seconds)
+    return TaskInstance.state.in_(_RUNNING) & (TaskInstance.last_heartbeat_at > since)
 
 
 def _is(key: TaskInstanceKey) -> ColumnElement[bool]:

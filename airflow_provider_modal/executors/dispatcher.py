@@ -271,7 +271,8 @@ class Dispatcher:
         except Exception as error:
             # Nothing foreseen: everything that Modal may say is dealt with in _spawned.
             log.exception("submission of dispatch %s failed", dispatch)
-            self._report(reports.NotSubmitted(dispatch, f"the task call could not be submitted: {error!r}"))
+            why = f"the task call could not be submitted: {error!r}"
+            self._report(reports.NotSubmitted(dispatch, why, doubtful=progress.doubtful))
         finally:
             self._progress.pop(dispatch, None)
 
@@ -310,10 +311,10 @@ class Dispatcher:
             if verdict.pressure:
                 until = time.monotonic() + delay + submission.patience
             if not verdict.retry or until - time.monotonic() < delay:
-                given_up = f"; given up after {attempt} attempts, see [modal] submit_deadline; clear the task"
-                self._report(
-                    reports.NotSubmitted(dispatch, verdict.reason + (given_up if verdict.retry else ""))
-                )
+                why = verdict.reason
+                if verdict.retry:
+                    why += f"; given up after {attempt} attempts, see [modal] submit_deadline; clear the task"
+                self._report(reports.NotSubmitted(dispatch, why, doubtful=progress.doubtful))
                 return None
             log.debug("dispatch %s, attempt %d: %s; pause %.1f s", dispatch, attempt, verdict.reason, delay)
             progress.pausing = True

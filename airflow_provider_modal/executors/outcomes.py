@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from airflow.models.taskinstancekey import TaskInstanceKey
@@ -46,7 +46,7 @@ class Outcomes:
     :param counters: counts what is dropped, and what is dispatched again.
     :param waiting: decides about calls that no container takes.
     :param cancel: has the call of a flight ended, for a reason.
-    :param alive: returns the running task instances with a recent heartbeat.
+    :param alive: whether a task instance runs, with a recent heartbeat.
     :param telling: tells people.
     """
 
@@ -56,7 +56,7 @@ class Outcomes:
         ledger: Ledger,
         cancellations: Cancellations,
         counters: Counters,
-        alive: Callable[[], Collection[TaskInstanceKey]],
+        alive: Callable[[TaskInstanceKey], bool],
         telling: Telling,
         waiting: Waiting,
         cancel: Callable[[Flight, str], None],
@@ -114,7 +114,7 @@ class Outcomes:
             self._telling.submitted(flight.key, report.call_id)
             self.tell_call(flight)
         elif isinstance(report, reports.NotSubmitted):
-            self._finish(flight, report.reason)
+            self._not_submitted(flight, report)
         elif isinstance(report, reports.Ended):
             self._ended(flight, report)
         elif isinstance(report, reports.Unknown):
@@ -137,6 +137,15 @@ class Outcomes:
         if isinstance(flight.key, TaskInstanceKey):
             external_id = wire.external_executor_id(flight.dispatch, flight.call_id, flight.origin)
             self._events.change_state(flight.key, TaskInstanceState.QUEUED, external_id, remove_running=False)
+
+    def _not_submitted(self, flight: Flight, report: reports.NotSubmitted) -> None:
+        """It fails, unless it runs all the same, in a call whose id never arrived here."""
+        flight.doubtful |= report.doubtful
+        if flight.doubtful and isinstance(flight.key, TaskInstanceKey) and self._alive(flight.key):
+            log.warning("%s runs, although Modal did not answer: %s", flight.key, report.reason)
+            _answered(flight)
+        else:
+            self._finish(flight, report.reason)
 
     def _not_started(self, flight: Flight, why: str) -> None:
         """Nothing of it ran: another dispatch may do better."""
@@ -172,7 +181,7 @@ class Outcomes:
         """Whether what ended is a copy that lost, while the other one runs."""
         if not isinstance(flight.key, TaskInstanceKey):
             return report.outcome == "obsolete"
-        return flight.doubtful and flight.key in self._alive()
+        return flight.doubtful and self._alive(flight.key)
 
     def _settle(self, flight: Flight, why: str, *, lost: bool = True) -> None:
         """Nobody runs this dispatch (any more): let the scheduler queue it again if it still waits for it."""

@@ -31,9 +31,13 @@ class Submitted(Report):
 
 @dataclass(frozen=True)
 class NotSubmitted(Report):
-    """Modal will not get this function call; ``reason`` is for the user."""
+    """Modal will not get this function call; ``reason`` is for the user.
+
+    :param doubtful: an attempt may have started it all the same; only its answer is missing.
+    """
 
     reason: str
+    doubtful: bool = False
 
 
 @dataclass(frozen=True)

@@ -72,9 +72,9 @@ class Silence:
             self._counters["silent_checks"] += 1
             self.ask(flight, modal=True)
 
-    def alive(self) -> set[TaskInstanceKey]:
-        """Return the running task instances with a recent heartbeat; reads the database."""
-        return {key for key, task in database.live(self._after).items() if task.fresh}
+    def alive(self, key: TaskInstanceKey) -> bool:
+        """Whether a task instance's try runs, with a recent heartbeat; reads its row."""
+        return database.is_fresh(key, self._after)
 
     def ask(self, flight: Flight, *, modal: bool) -> None:
         """Ask what became of a flight; see ``Dispatcher.ask``."""

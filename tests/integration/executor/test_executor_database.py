@@ -109,6 +109,13 @@ def test_live_is_what_airflow_waits_for_and_fresh_what_had_a_heartbeat(rows: Row
         "waits": database.Live(1, "d3", False),
         "foreign": database.Live(None, "d4", True),
     }
+    fresh = [
+        task_id
+        for task_id in ("t", "stale", "waits", "ended", "deleted")
+        if database.is_fresh(TaskInstanceKey("d", task_id, "r", 1, -1), 60)
+    ]
+    assert fresh == ["t"]
+    assert not database.is_fresh(TaskInstanceKey("d", "t", "r", 2, -1), 60), "another try"
 
 
 class Adopting:

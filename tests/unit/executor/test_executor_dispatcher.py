@@ -106,6 +106,7 @@ def test_a_modal_at_its_limit_is_waited_for_longer_than_one_that_is_away(
     away.submit(submission())
     [report] = heard(away)
     assert isinstance(report, reports.NotSubmitted) and "given up after" in report.reason
+    assert report.doubtful, "Modal may have started it all the same"
 
 
 def test_the_patience_with_silence_begins_when_modal_last_answered(

@@ -53,6 +53,24 @@ def test_final_submit_errors_fail_the_task(executor: Executor) -> None:
     assert executor.slots_occupied == 0
 
 
+@pytest.mark.parametrize("runs", [True, False])
+def test_a_task_that_runs_outlives_a_submission_without_an_answer(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch, runs: bool
+) -> None:
+    monkeypatch.setattr("airflow_provider_modal.executors.database.is_fresh", lambda key, seconds: runs)
+    [submission] = queued(executor, workload())
+    dispatch = submission.call.dispatch
+    executor.dispatcher.says(reports.NotSubmitted(dispatch, "Modal does not answer", doubtful=True))
+    executor.sync()
+    if runs:
+        assert executor.get_event_buffer() == {} and executor.running == {key()}
+        executor.dispatcher.says(ended(dispatch))
+        executor.sync()
+    [(state, _)] = executor.get_event_buffer().values()
+    assert state == (TaskInstanceState.SUCCESS if runs else TaskInstanceState.FAILED)
+    assert executor.slots_occupied == 0
+
+
 def test_events_of_other_dispatches_are_dropped_and_counted(executor: Executor) -> None:
     [submission] = queued(executor, workload())
     executor.dispatcher.says(ended("somebody-else"))
