@@ -45,7 +45,7 @@ class Deployed:
         self._timeouts: Mapping[str, float] | None = None
         self._profiles: Mapping[str, deployment.DeployedProfile] = {}
         self._read_at: float | None = None
-        """When the manifest was read, by the monotonic clock; None if it never has to be."""
+        """When the manifest was read or refused, by the monotonic clock; None if it never has to be."""
         if config is not None:
             self._learn(config, deployment.worker_profiles(config, resources))
 
@@ -76,15 +76,18 @@ class Deployed:
         """Whether the worker profiles are known yet."""
         return self._timeouts is not None
 
+    @property
+    def settled(self) -> bool:
+        """Whether what is known is no reason to read the manifest again soon, also if it was refused then:
+        the next task of an unknown profile is one, after a while."""
+        fresh = self._read_at is None or time.monotonic() - self._read_at <= READ_AGAIN
+        return self.known and fresh
+
     def must_read(self, profile: str) -> bool:
         """Whether nothing can be said about a profile before the manifest has been read (again)."""
         if self._timeouts is None:
             return self.problem is None
-        return (
-            profile not in self._timeouts
-            and self._read_at is not None
-            and time.monotonic() - self._read_at > READ_AGAIN
-        )
+        return profile not in self._timeouts and not self.settled
 
     def read_manifest(self) -> None:
         """Learn the worker profiles from the deployment manifest; blocks for as long as Modal takes.
@@ -100,12 +103,13 @@ class Deployed:
             manifest = deployment.read(VolumeFiles.open(self.resources, place=self.account.place))
             self._refuse_misfit(manifest)
             self._learn(EnvironmentConfig.from_settings(manifest.settings), manifest.profiles)
-            self._read_at = time.monotonic()
         except UnreachableError:
             raise
         except ModalflowError as error:
             self.problem = str(error)
+            self._read_at = time.monotonic()
             raise
+        self._read_at = time.monotonic()
 
     def _refuse_misfit(self, manifest: deployment.Manifest) -> None:
         """Refuse a deployment whose workers would not understand this scheduler, or not its database.
@@ -140,6 +144,9 @@ class Deployed:
             return
         if profile in self._timeouts:
             return
+        if self.problem is not None:
+            # The deployment that may have this profile is one that does not fit.
+            raise ConfigError(self.problem)
         close = difflib.get_close_matches(profile, self._timeouts, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ";"
         raise ConfigError(

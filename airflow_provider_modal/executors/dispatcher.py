@@ -370,6 +370,8 @@ class Dispatcher:
                     deployed.resources.env,
                     str(error) or type(error).__name__,
                 )
+                if deployed.settled:
+                    break
                 await asyncio.sleep(backoff(attempt))
         self._learning = False
 

@@ -76,22 +76,22 @@ class Outcomes:
             if isinstance(report, reports.Malformed):
                 self._counters["malformed_events"] += 1
                 continue
-            if isinstance(report, reports.Cancelled):
-                self._cancellations.over(report.dispatch)
-                continue
             flight = self._ledger.current(report.dispatch)
-            if flight is None:
-                if isinstance(report, reports.Ended):
+            try:
+                if isinstance(report, reports.Cancelled):
+                    self._cancellations.over(report.dispatch)
+                elif flight is not None:
+                    self._apply_one(flight, report)
+                elif isinstance(report, reports.Ended):
                     self._ended_elsewhere(report)
                 elif isinstance(report, reports.NotStarted):
                     self._drop(report)
-                continue
-            try:
-                self._apply_one(flight, report)
             except Exception:
-                # Such as a database that went away: the flight stays and is asked about again.
+                # Such as a database that went away: a flight stays and is asked about again. Airflow's
+                # scheduler would end with it.
                 log.exception("report %s could not be processed", report)
-                flight.question = False
+                if flight is not None:
+                    flight.question = False
 
     def fail(self, key: Any, reason: str, *, dispatch: str | None = None, in_log: bool = False) -> None:
         """Note a failure wherever Airflow and people look for it.
@@ -101,9 +101,13 @@ class Outcomes:
         """
         # Airflow puts it into a transaction with others, where one that is refused would stop its loop.
         reason = storable(reason)
-        others.note_failure(key, reason)
-        self._telling.failed(key, reason, dispatch=dispatch, in_log=in_log)
+        # First: the slot must be free whatever becomes of the rest.
         self._events.fail(key, info=reason)
+        try:
+            others.note_failure(key, reason)
+            self._telling.failed(key, reason, dispatch=dispatch, in_log=in_log)
+        except Exception:
+            log.exception("why %s failed is told to the scheduler alone: %s", key, reason)
 
     def _apply_one(self, flight: Flight, report: reports.Report) -> None:
         if isinstance(report, reports.Submitted):

@@ -47,8 +47,14 @@ class SlotDrift:
         if not keys and not self._told:
             # Nothing runs: a database that sleeps is left alone.
             return
-        self._thread = threading.Thread(target=self._measure, args=(keys,), name="modal-slots", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._measure, args=(keys,), name="modal-slots", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            # The process is at its limit of threads, which must not end the scheduler's loop.
+            log.warning("the slots in use are not compared with the database: %s", error)
+            return
+        self._thread = thread
 
     def _measure(self, keys: frozenset[TaskInstanceKey]) -> None:
         try:

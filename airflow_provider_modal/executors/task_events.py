@@ -81,10 +81,20 @@ class TaskEvents:
             self._pending.append(TaskEvent(event, key, storable(text), datetime.now(timezone.utc)))
             self._shorten()
             if self._thread is None:
-                self._hurry.clear()
-                self._thread = threading.Thread(target=self._run, name="modal-task-events", daemon=True)
-                self._thread.start()
+                self._start()
             self._changed.notify_all()
+
+    def _start(self) -> None:
+        self._hurry.clear()
+        thread = threading.Thread(target=self._run, name="modal-task-events", daemon=True)
+        # Before it runs, because it ends when it is not the one.
+        self._thread = thread
+        try:
+            thread.start()
+        except RuntimeError as error:
+            # The process is at its limit of threads, which must not end the scheduler's loop.
+            self._thread = None
+            log.warning("events about tasks are not written before the next one: %s", error)
 
     def flush(self, timeout: float) -> bool:
         """Wait at most ``timeout`` seconds until everything is written; return whether it is."""

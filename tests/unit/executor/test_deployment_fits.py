@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -46,6 +48,22 @@ def test_a_deployment_that_does_not_fit_is_refused_until_it_is_replaced(
         elsewhere.check("default")
     monkeypatch.setattr(deployment, "read", lambda files: MANIFEST)
     elsewhere.read_manifest()
+    elsewhere.check("default")
+
+
+def test_a_profile_of_a_later_deployment_that_does_not_fit_is_refused_with_the_reason(
+    elsewhere: Deployed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere.read_manifest()
+    monkeypatch.setattr(deployment, "read", lambda files: replace(MANIFEST, package="0.0.9"))
+    now = time.monotonic() + 2 * module.READ_AGAIN
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
+    assert elsewhere.must_read("gpu")
+    with pytest.raises(ModalflowError):
+        elsewhere.read_manifest()
+    assert elsewhere.settled and not elsewhere.must_read("gpu"), "its tasks fail rather than wait"
+    with pytest.raises(ModalflowError, match=r"release 0\.0\.9 of this package"):
+        elsewhere.check("gpu")
     elsewhere.check("default")
 
 

@@ -71,6 +71,28 @@ def test_a_task_that_runs_outlives_a_submission_without_an_answer(
     assert executor.slots_occupied == 0
 
 
+def test_what_cannot_be_told_frees_the_slot_and_keeps_back_nothing(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: Any, **__: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    first, second = queued(executor, workload(), workload("u"))
+    executor.revoke_task(ti=task_instance("revoked", external_executor_id="d1/fc-9"))
+    monkeypatch.setattr(executor._task_events, "note", away)
+    executor.dispatcher.says(
+        reports.Cancelled("d1"),
+        ended(first.call.dispatch, "failed", "out of memory"),
+        ended(second.call.dispatch),
+    )
+    executor.sync()
+    assert executor.get_event_buffer() == {
+        key(): (TaskInstanceState.FAILED, "out of memory"),
+        key("u"): (TaskInstanceState.SUCCESS, None),
+    }
+    assert executor.slots_occupied == 0
+
+
 def test_events_of_other_dispatches_are_dropped_and_counted(executor: Executor) -> None:
     [submission] = queued(executor, workload())
     executor.dispatcher.says(ended("somebody-else"))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -8,6 +9,8 @@ import pytest
 
 from airflow_provider_modal.executors import metrics
 from airflow_provider_modal.executors.metrics import Metrics
+from airflow_provider_modal.executors.slots import SlotDrift
+from tests.support.recorded_executor import key
 
 
 class Backend:
@@ -86,3 +89,17 @@ def test_memory_is_bounded_and_a_broken_backend_stops_nothing(backend: Backend) 
     backend.incr = broken  # type: ignore[method-assign]
     own.count("redispatches")
     own.send()
+
+
+def test_slots_are_not_measured_in_a_process_without_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
+
+    def refused(thread: threading.Thread) -> None:
+        started.append(thread.name)
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    drift = SlotDrift(7, Metrics(), every=-1.0)
+    for _ in range(2):
+        drift.look(lambda: [key()])
+    assert started == ["modal-slots"] * 2

@@ -115,3 +115,17 @@ def test_closed_events_are_opened_by_the_next_note(table: Table, events: TaskEve
 def test_texts_are_made_storable() -> None:
     assert task_events.storable("a\0b\ud800") == "a\N{REPLACEMENT CHARACTER}b?"
     assert len(task_events.storable("x" * 1_000_000)) == task_events.MOST_CHARACTERS
+
+
+def test_a_process_without_another_thread_writes_later(
+    events: TaskEvents, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as limit:
+        limit.setattr(threading.Thread, "start", refused)
+        events.note(SUBMITTED_EVENT, KEY, "fc-1")
+    events.note(SUBMITTED_EVENT, KEY, "fc-2")
+    assert events.flush(PATIENCE)
+    assert table.texts == ["fc-1", "fc-2"]
