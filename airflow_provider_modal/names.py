@@ -124,10 +124,13 @@ def scheduler_partition(team: str | None = None) -> str:
 
 
 def _of_team(team: str | None) -> str:
-    """Return what a team adds to a partition's name, of which Modal allows 64 characters."""
+    """Return what a team adds to a partition's name, of which Modal allows 64 characters.
+
+    What it is added to has 36 at most, of which 32 are a UUID in place of a job id.
+    """
     if team is None:
         return ""
-    return f"-{team}" if len(team) <= 32 else f"-{hashlib.sha256(team.encode()).hexdigest()[:32]}"
+    return f"-{team}" if len(team) <= 24 else f"-{hashlib.sha256(team.encode()).hexdigest()[:24]}"
 
 
 def call_key(dispatch: str) -> str:

@@ -3,19 +3,23 @@
 A task call travels from the executor to the function ``execute_task``; a completion event travels back
 through the event Queue and, for a scheduler that was not there, waits in the state Dict under
 ``result:{dispatch}``. A claim in the same Dict says which delivery of the call may run it. All are plain
-dicts of JSON types with a version, so that either side can be newer than the other and say so.
+dicts of JSON types with a version, so that either side can be newer than the other and say so. A field that
+the other side doesn't know is ignored: what it must not ignore needs another version.
 
 This module imports the standard library only: both sides, and nothing else of theirs, share it.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 WIRE_VERSION = 1
+
+_CALL = re.compile(r"fc-[0-9A-Za-z]+")
 
 Kind = Literal["task", "command", "callback", "connection_test"]
 """``task``, ``callback`` and ``connection_test``: an Airflow 3 workload as JSON; ``command``: an Airflow 2
@@ -91,9 +95,9 @@ class TaskCall:
 
         :raises WireError: another version, or not a task call.
         """
-        fields = _checked(message, "task call")
+        known = _checked(message, cls, "task call")
         try:
-            return cls(**{**fields, "key": _key(fields["key"], fields["kind"])})
+            return cls(**{**known, "key": _key(known["key"], known["kind"])})
         except (KeyError, TypeError) as error:
             raise WireError(f"malformed task call: {error}") from None
 
@@ -137,9 +141,9 @@ class Completion:
 
         :raises WireError: another version, or not a completion event.
         """
-        fields = _checked(message, "completion event")
+        known = _checked(message, cls, "completion event")
         try:
-            return cls(**{**fields, "key": _key(fields["key"], fields["kind"])})
+            return cls(**{**known, "key": _key(known["key"], known["kind"])})
         except (KeyError, TypeError) as error:
             raise WireError(f"malformed completion event: {error}") from None
 
@@ -173,7 +177,7 @@ class Claim:
         :raises WireError: another version, or not a claim.
         """
         try:
-            return cls(**_checked(message, "claim"))
+            return cls(**_checked(message, cls, "claim"))
         except TypeError as error:
             raise WireError(f"malformed claim: {error}") from None
 
@@ -195,6 +199,11 @@ def parse_external_executor_id(value: str | None) -> tuple[str | None, str | Non
     return dispatch or None, call_id or None
 
 
+def is_call_id(value: str | None) -> bool:
+    """Whether this is a function call's id: other executors write ids of their own into the same column."""
+    return _CALL.fullmatch(value or "") is not None
+
+
 def origin_of(value: str | None) -> int | None:
     """Return the third part of an external executor id, if it has one."""
     _, _, origin = _parts(value)
@@ -207,14 +216,14 @@ def _parts(value: str | None) -> tuple[str, str, str]:
     return dispatch, call_id, origin
 
 
-def _key(fields: Mapping[str, Any] | None, kind: Kind) -> TaskKey | None:
-    if fields is None and kind in ("callback", "connection_test"):
+def _key(parts: Mapping[str, Any] | None, kind: Kind) -> TaskKey | None:
+    if parts is None and kind in ("callback", "connection_test"):
         return None
-    return TaskKey(**fields)  # type: ignore[arg-type]
+    return TaskKey(**parts)  # type: ignore[arg-type]
 
 
-def _checked(message: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """Return the fields without the version, once that is ours."""
+def _checked(message: Mapping[str, Any], cls: type[Any], what: str) -> dict[str, Any]:
+    """Return the fields that ``cls`` knows, once the version is ours."""
     if not isinstance(message, Mapping) or "wire" not in message:
         raise WireError(f"malformed {what}: not a versioned message")
     if message["wire"] != WIRE_VERSION:
@@ -222,4 +231,4 @@ def _checked(message: Mapping[str, Any], what: str) -> dict[str, Any]:
             f"{what} of wire version {message['wire']!r}, this side speaks {WIRE_VERSION}: scheduler and "
             "workers are of different releases; redeploy: modalflow create"
         )
-    return {name: value for name, value in message.items() if name != "wire"}
+    return {known.name: message[known.name] for known in fields(cls) if known.name in message}

@@ -22,7 +22,7 @@ from airflow.utils.state import CallbackState, TaskInstanceState
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import load_only, object_session
 
-from airflow_provider_modal.wire import parse_external_executor_id
+from airflow_provider_modal.wire import is_call_id, parse_external_executor_id
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -107,7 +107,7 @@ def in_progress(job_id: int | str | None) -> list[tuple[TaskInstanceKey, bool]]:
     )
     with create_session() as session:
         return [
-            (TaskInstanceKey(*key), str(parse_external_executor_id(external_id)[1]).startswith("fc-"))
+            (TaskInstanceKey(*key), is_call_id(parse_external_executor_id(external_id)[1]))
             for *key, external_id in session.execute(statement)
         ]
 

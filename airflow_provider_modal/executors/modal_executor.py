@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from airflow.configuration import conf
 from airflow.executors import workloads
 from airflow.models.taskinstancekey import TaskInstanceKey
 from airflow.utils.state import TaskInstanceState
@@ -29,7 +30,7 @@ from airflow_provider_modal.executors.dispatcher import Dispatcher
 from airflow_provider_modal.executors.gateway import Gateway
 from airflow_provider_modal.executors.ledger import Flight, Ledger
 from airflow_provider_modal.executors.metrics import Metrics
-from airflow_provider_modal.executors.options import Options
+from airflow_provider_modal.executors.options import Options, too_soon
 from airflow_provider_modal.executors.task_events import TaskEvents
 from airflow_provider_modal.executors.task_log import TaskLogs
 from airflow_provider_modal.executors.telling import Telling
@@ -98,6 +99,9 @@ class ModalExecutor(Airflow3Executor):
         :raises ConfigError: the environment or an option of section ``[modal]`` is missing or wrong.
         """
         self._options = Options.read(self.conf)
+        # The scheduler's own option: a team has none.
+        if warning := too_soon(self._options, conf.getfloat("scheduler", "task_queued_timeout")):
+            self.log.warning(warning)
         self._deployed = Deployed.find(self._options, team=self.team_name)
         # The scheduler sets job_id before it calls start(); `dags test --use-executor` doesn't.
         self._partition = (

@@ -62,6 +62,20 @@ class Options:
         return cls(**values)  # type: ignore[arg-type]
 
 
+def too_soon(options: Options, task_queued_timeout: float) -> str | None:
+    """Return what is wrong if Airflow itself gives up tasks that may still wait for capacity; None if not.
+
+    :param task_queued_timeout: Airflow's option of section ``[scheduler]``, in seconds.
+    """
+    if task_queued_timeout >= options.capacity_timeout:
+        return None
+    return (
+        f"[scheduler] task_queued_timeout is {task_queued_timeout:g} s and [{SECTION}] capacity_timeout "
+        f"{options.capacity_timeout:g} s: Airflow takes back tasks that wait for a container for longer than "
+        "the former, and fails them after a few times; set task_queued_timeout to capacity_timeout or more"
+    )
+
+
 _BOOLEANS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 
 

@@ -12,6 +12,7 @@ import concurrent.futures
 import json
 import logging
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ log = logging.getLogger(__name__)
 
 PAGE_SECONDS = 8.0
 """Seconds that a page may wait for Modal."""
+SLOT_SECONDS = 2.0
+"""Of these, how many for the pages before it."""
 MOST_AT_ONCE = 8
 """Pages that may wait at the same time; a Modal that is away must not use up the API server's threads."""
 MOST_BYTES = 4 * 1024 * 1024
@@ -61,7 +64,7 @@ def key_of(ti: Any, try_number: int) -> tuple[wire.TaskKey, str | None]:
     _, call_id = wire.parse_external_executor_id(ti.external_executor_id)
     task = wire.TaskKey(key.dag_id, key.task_id, key.run_id, try_number, key.map_index)
     # Of another try the task instance doesn't tell it.
-    return task, call_id if key.try_number == try_number else None
+    return task, call_id if key.try_number == try_number and wire.is_call_id(call_id) else None
 
 
 def heading(call_id: str | None) -> str:
@@ -69,6 +72,10 @@ def heading(call_id: str | None) -> str:
     if call_id is None:
         return "The task runs on Modal, in a function call whose id is not known yet."
     return f"The task runs on Modal, in function call {call_id}: {call_url(call_id)}"
+
+
+class _TooManyError(Exception):
+    """So many pages wait already that this one was not begun."""
 
 
 class TaskLogs:
@@ -91,6 +98,8 @@ class TaskLogs:
         """
         try:
             return self._in_time(lambda: self._read(key, call_id), timeout)
+        except _TooManyError:
+            why = f"{MOST_AT_ONCE} other pages are waiting for logs; reload this one"
         except (concurrent.futures.TimeoutError, TimeoutError):
             why = f"Modal has not answered within {timeout:g} s"
         except ModalflowError as error:
@@ -102,8 +111,9 @@ class TaskLogs:
 
     def _in_time(self, work: Callable[[], Answer], timeout: float) -> Answer:
         """Return what ``work`` returns on a thread of its own, which is abandoned after ``timeout``."""
-        if not self._slots.acquire(blocking=False):
-            raise TimeoutError
+        until = time.monotonic() + timeout
+        if not self._slots.acquire(timeout=min(timeout, SLOT_SECONDS)):
+            raise _TooManyError
         outcome: concurrent.futures.Future[Answer] = concurrent.futures.Future()
         # A future that runs can't be cancelled: the thread would be surprised by a cancelled one.
         outcome.set_running_or_notify_cancel()
@@ -116,8 +126,12 @@ class TaskLogs:
             finally:
                 self._slots.release()
 
-        threading.Thread(target=run, name="modal-task-log", daemon=True).start()
-        return outcome.result(timeout)
+        try:
+            threading.Thread(target=run, name="modal-task-log", daemon=True).start()
+        except BaseException:
+            self._slots.release()
+            raise
+        return outcome.result(max(until - time.monotonic(), 0.0))
 
     def _read(self, key: wire.TaskKey, call_id: str | None) -> Answer:
         import modal

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import uuid
 
 import pytest
 from hypothesis import given
@@ -58,6 +59,12 @@ def test_functions_of_profiles_are_identifiers_of_modal(profile: str) -> None:
 def test_the_default_profile_has_the_plain_function() -> None:
     assert names.task_function("default") == "execute_task"
     assert names.task_function("gpu") == "execute_task_gpu"
+
+
+@pytest.mark.parametrize("team", [None, "alpha", "x" * 24, "x" * 25, "x" * 50])
+def test_a_partition_is_no_longer_than_modal_allows(team: str | None) -> None:
+    partitions = [names.job_partition(uuid.uuid4().hex, team), names.scheduler_partition(team)]
+    assert max(map(len, partitions)) <= 64
 
 
 def test_keys_of_a_dispatch_differ() -> None:

@@ -5,7 +5,7 @@ from dataclasses import fields
 import pytest
 
 from airflow_provider_modal.errors import ConfigError
-from airflow_provider_modal.executors.options import SECTION, Options
+from airflow_provider_modal.executors.options import SECTION, Options, too_soon
 from airflow_provider_modal.get_provider_info import get_provider_info
 
 
@@ -41,6 +41,14 @@ def test_values_are_read_with_their_types() -> None:
     )
     assert (options.environment, options.serverless) == ("prod", True)
     assert (options.rpc_timeout, options.submit_concurrency) == (2.5, 4)
+
+
+def test_an_airflow_that_gives_up_before_the_executor_does_is_told() -> None:
+    options = Options(capacity_timeout=3600.0)
+    warning = str(too_soon(options, 600.0))
+    assert "[scheduler] task_queued_timeout is 600 s" in warning
+    assert "[modal] capacity_timeout 3600 s" in warning
+    assert too_soon(options, 3600.0) is None
 
 
 @pytest.mark.parametrize(

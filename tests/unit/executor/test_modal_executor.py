@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 import uuid
@@ -151,7 +152,12 @@ def test_without_an_environment_it_does_not_start(settings: pytest.MonkeyPatch) 
 
 def test_the_log_of_a_running_task_has_a_source_on_an_executor_that_was_never_started() -> None:
     executor = ModalExecutor(parallelism=1)
-    for external_id, told in [("d1/fc-1", "fc-1"), ("d1", "not known yet"), (None, "not known yet")]:
+    for external_id, told in [
+        ("d1/fc-1", "fc-1"),
+        ("d1", "not known yet"),
+        ("arn/x/y", "not known yet"),
+        (None, "not known yet"),
+    ]:
         messages, lines = executor.get_task_log(task_instance(external_executor_id=external_id), 1)
         assert told in messages[0]
         assert lines == []
@@ -171,3 +177,16 @@ def test_loading_the_executor_does_not_load_modal() -> None:
         "e.ModalExecutor; assert 'modal' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(("seconds", "told"), [("600", True), ("43200", False)])
+def test_an_airflow_that_takes_waiting_tasks_back_is_told_at_the_start(
+    settings: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, seconds: str, told: bool
+) -> None:
+    settings.setenv("AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT", seconds)
+    # Not Airflow's own, whose output depends on how this process was set up.
+    logger = logging.Logger("told")
+    logger.addHandler(caplog.handler)
+    settings.setattr(Executor, "log", logger)
+    Executor(parallelism=4).start()
+    assert ("[scheduler] task_queued_timeout is 600 s" in caplog.text) is told
