@@ -27,6 +27,6 @@ ends of a dispatch whose end was known. ``foreign_events``: ends of a dispatch t
 Modal was asked about because nothing was heard of them. ``failed_starts``: dispatches taken back from Modal
 because their containers end while they start. ``dispatched_again``: dispatches that nobody runs, handed back
 to the scheduler within the same try. ``moved_on``: dispatches cancelled because Airflow no longer waits for
-them: cleared, marked or deleted before a container took them."""
+them: cleared, marked or deleted before a container took them, or while it hangs."""
 
 Counters: TypeAlias = Counter[Name]

@@ -33,7 +33,7 @@ class Flight:
     :param since: when its waiting for a container began: the submission, or the transition to ``queued``.
     :param pause: seconds until it is asked about again although nothing changed; 0 for the usual interval.
     :param give_up: why it fails once its call is taken back; None if it is then dispatched again.
-    :param moved_on: Airflow's database says that nobody waits for it any more.
+    :param moved_on: how many times running Airflow's database said that nobody waits for it any more.
     """
 
     dispatch: str
@@ -48,7 +48,7 @@ class Flight:
     since: float = field(default_factory=time.time)
     pause: float = 0.0
     give_up: str | None = None
-    moved_on: bool = False
+    moved_on: int = 0
 
 
 class Ledger:
@@ -111,12 +111,16 @@ class Ledger:
         return sum(flight.question for flight in self._by_dispatch.values())
 
     def silent(self, now: float, after: float) -> list[Flight]:
-        """Return the flights without a sign for ``after`` seconds that are not being asked about."""
-        return [
-            flight
-            for flight in self._by_dispatch.values()
-            if not flight.question and now - flight.last_sign > max(after, flight.pause)
+        """Return the flights without a sign for ``after`` seconds that are not being asked about, first the
+        one that is overdue most, measured by its own interval."""
+
+        def overdue(flight: Flight) -> float:
+            return (now - flight.last_sign) / max(after, flight.pause)
+
+        silent = [
+            flight for flight in self._by_dispatch.values() if not flight.question and overdue(flight) > 1
         ]
+        return sorted(silent, key=overdue, reverse=True)
 
     def touch(self, keys: Iterable[Hashable], now: float) -> None:
         """Note a sign of the current flights of ``keys``."""
@@ -125,3 +129,4 @@ class Ledger:
             if flight is not None:
                 flight.last_sign = now
                 flight.pause = 0.0
+                flight.moved_on = 0

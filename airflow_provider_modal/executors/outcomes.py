@@ -24,6 +24,10 @@ from airflow_provider_modal.executors.waiting import Waiting
 
 log = logging.getLogger(__name__)
 
+MOVED_ON_LOOKS = 2
+"""After how many looks a call that a container has is ended which Airflow no longer waits for: a worker that
+is well ends by itself within the interval between two, and reports the end of what it ran."""
+
 
 class Events(Protocol):
     """The part of an Airflow executor that its scheduler reads: the slots in use, and the event buffer."""
@@ -130,6 +134,8 @@ class Outcomes:
                 self._let_go(flight)
             else:
                 self._waiting.judge(flight, report.starts)
+        elif isinstance(report, reports.Alive) and flight.moved_on >= MOVED_ON_LOOKS:
+            self._let_go(flight)
         elif isinstance(report, reports.Unanswered):
             # A call that was given up may have been taken back all the same.
             _answered(flight, flight.give_up)
@@ -162,7 +168,7 @@ class Outcomes:
             self._finish(flight, why)
 
     def _let_go(self, flight: Flight) -> None:
-        """Somebody cleared, marked or deleted the task before a container took it."""
+        """Somebody cleared, marked or deleted the task, and its call waits or hangs all the same."""
         self._counters["moved_on"] += 1
         self._cancel(flight, "Airflow no longer waits for the task: it was cleared, marked or deleted")
         self.forget(flight)

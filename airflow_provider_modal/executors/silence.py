@@ -20,6 +20,12 @@ from airflow_provider_modal.executors.questions import Question
 
 log = logging.getLogger(__name__)
 
+ASKED_PER_SECOND = 10.0
+"""About how many flights Modal is asked at most, on average between two looks: each question is several calls
+to Modal, whose number must not grow with that of the tasks that wait or run."""
+ASKED_LEAST = 16
+"""How many of them one look may ask about in any case."""
+
 
 class Silence:
     """Looks for the silent among the flights of one scheduler.
@@ -48,11 +54,13 @@ class Silence:
         self._next_look = 0.0
 
     def look(self) -> None:
-        """Ask about flights that gave no sign for a while; one statement, at most once per interval."""
+        """Ask about flights that gave no sign for a while; one statement, at most once per interval. Of too
+        many, those that are overdue most come first, and the others with the next looks."""
         now = time.time()
         if now < self._next_look or not self._ledger.silent(now, self._after):
             return
-        self._next_look = now + self._after / 4
+        pause = self._after / 4
+        self._next_look = now + pause
         self._counters["silent_looks"] += 1
         live: dict[TaskInstanceKey, database.Live] | None = None
         try:
@@ -61,11 +69,13 @@ class Silence:
         except Exception:
             # Asking Modal about all of them is right as well, only more work.
             log.exception("the database does not tell which tasks are alive")
-        for flight in self._ledger.silent(now, self._after):
+        most = max(ASKED_LEAST, int(ASKED_PER_SECOND * pause))
+        for flight in self._ledger.silent(now, self._after)[:most]:
             if live is not None and isinstance(flight.key, TaskInstanceKey):
                 task = live.get(flight.key)
-                flight.moved_on = task is None or task.dispatch not in (None, flight.dispatch)
-                if task is not None and not flight.moved_on and self._is_anothers(task):
+                is_ours = task is not None and task.dispatch in (None, flight.dispatch)
+                flight.moved_on = 0 if is_ours else flight.moved_on + 1
+                if task is not None and is_ours and self._is_anothers(task):
                     log.warning("another scheduler has adopted %s, which was on its way here", flight.key)
                     self._forget(flight)
                     continue

@@ -192,7 +192,7 @@ def release(settings: pytest.MonkeyPatch) -> Callable[[str], None]:
     import modal
 
     def go(task_id: str) -> None:
-        modal.Dict.from_name("stand-in-starts")[f"go/{task_id}"] = True
+        modal.Dict.from_name("stand-in-starts", create_if_missing=True)[f"go/{task_id}"] = True
 
     return go
 
