@@ -23,7 +23,8 @@ from sqlalchemy import exc
 log = logging.getLogger(__name__)
 
 SUBMITTED_EVENT = "modal call submitted"
-"""Modal has the function call; the text names it."""
+"""Modal has the function call; the text is ``SUBMITTED_TEXT`` and its id."""
+SUBMITTED_TEXT = "function call "
 FAILED_EVENT = "modal task failed"
 """The executor fails the task; the text is the reason."""
 REDELIVERED_EVENT = "modal call delivered again"

@@ -32,7 +32,7 @@ class Telling:
 
     def submitted(self, key: Any, call_id: str) -> None:
         """Tell that Modal has a workload's function call."""
-        self._events.note(task_events.SUBMITTED_EVENT, key, f"function call {call_id}")
+        self._events.note(task_events.SUBMITTED_EVENT, key, f"{task_events.SUBMITTED_TEXT}{call_id}")
 
     def delivered_again(self, key: Any, lost_container: str) -> None:
         """Tell that a function call had to be taken by a second container."""

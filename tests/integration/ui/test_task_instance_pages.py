@@ -88,9 +88,14 @@ def test_a_person_finds_the_call_and_the_log_of_a_task(pages: Pages) -> None:
         try_number=2,
         former={"external_executor_id": f"{uuid.uuid4()}/fc-first", "state": "failed"},
     )
+    quick = pages.task(
+        external_executor_id=str(uuid.uuid4()),
+        state="success",
+        events={"modal call submitted": "function call fc-quick"},
+    )
     others = [
         pages.task(external_executor_id=value)
-        for value in (None, "arn:aws:ecs:eu:1:task/cluster/0f", f"{uuid.uuid4()}/x y")
+        for value in (None, str(uuid.uuid4()), "arn:aws:ecs:eu:1:task/cluster/0f", f"{uuid.uuid4()}/x y")
     ]
     running = pages.task(state="running", external_executor_id=f"{uuid.uuid4()}/fc-running")
     pages.ship(running, b'{"event": "half way", "level": "info", "timestamp": "2026-01-01T00:00:00Z"}\n')
@@ -98,12 +103,14 @@ def test_a_person_finds_the_call_and_the_log_of_a_task(pages: Pages) -> None:
     *linked, (status, page) = pages.get(
         f"{ours}/{link}",
         f"{ours}/{link}?try_number=1",
+        f"{quick}/{link}",
         *(f"{run_id}/{link}" for run_id in others),
         f"{running}/taskInstances/quick/logs/1",
     )
     assert [status for status, _ in linked] == [200] * len(linked)
     urls = [content["extra_links"]["Modal function call"] for _, content in linked]
-    assert urls == ["https://modal.com/id/fc-second", "https://modal.com/id/fc-first", *[None] * len(others)]
+    known = [f"https://modal.com/id/fc-{call}" for call in ("second", "first", "quick")]
+    assert urls == [*known, *[None] * len(others)]
     assert status == 200
     lines = [line["event"] for line in page["content"]]
     assert "half way" in lines
