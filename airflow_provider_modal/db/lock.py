@@ -135,7 +135,15 @@ class AdvisoryLock:
     def release(self) -> None:
         """Give the lock up; nothing happens if it is not held."""
         connection, self._connection = self._connection, None
-        if connection is not None:
+        if connection is None:
+            return
+        try:
+            # The server notices a closed connection only some time later; who waits for the lock need not.
+            if not self.lost:
+                _value(connection, "SELECT pg_advisory_unlock(%s)", (self._key,))
+        except psycopg2.Error as error:
+            log.debug("the %s's lock ends with its connection: %s", self._owner, error)
+        finally:
             connection.close()
 
     @property

@@ -78,6 +78,20 @@ def sleepy(seconds: float) -> str:
     return "woke up"
 
 
+@app.function(timeout=120)
+def stands_still(key: str, seconds: float) -> float:
+    """Watches the clock until this process has stood still for so long; returns the longest time it did."""
+    notes = modal.Dict.from_name("basics-notes", create_if_missing=True)
+    notes[key] = "watching"
+    began = last = time.monotonic()
+    longest = 0.0
+    while longest < seconds and last - began < 60.0:
+        time.sleep(0.05)
+        now = time.monotonic()
+        longest, last = max(longest, now - last), now
+    return longest
+
+
 @app.function(timeout=60)
 def gated(key: str) -> str:
     """Runs until somebody puts `key` into the Dict."""
