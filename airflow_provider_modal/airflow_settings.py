@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import time
+import uuid
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -27,7 +29,7 @@ SETTINGS = "MODALFLOW_SETTINGS"
 ROLE = "MODALFLOW_ROLE"
 """What a container is for: one of ``ROLES``."""
 DEPLOYMENT = "MODALFLOW_DEPLOYMENT"
-"""Another value for each deployment (see ``app.build_app``)."""
+"""Another value for each deployment (see ``new_deployment``)."""
 VOLUME_PATH = "MODALFLOW_VOLUME_PATH"
 """Where the Volume is mounted."""
 DISPATCH = "MODALFLOW_DISPATCH"
@@ -46,6 +48,15 @@ class SecretKeys:
     fernet_key: str = field(repr=False)
     jwt_secret: str = field(repr=False)
     api_secret_key: str = field(repr=False)
+
+
+def new_deployment() -> str:
+    """Return an id for a deployment; ids sort as the deployments come, by their first 8 characters alone.
+
+    By the clock of whoever deploys: one that is slow makes a deployment count as earlier than it is, which
+    lets a triggerer of the deployment before go on until its time is used up.
+    """
+    return f"{int(time.time()):08x}{uuid.uuid4().hex}"
 
 
 def function_environment(config: EnvironmentConfig, env: str, role: str) -> dict[str, str]:

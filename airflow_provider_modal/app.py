@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import platform
-import uuid
 from collections.abc import Callable, Collection
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -55,7 +54,7 @@ def build_app(config: EnvironmentConfig, env: str, *, image: modal.Image | None 
     built_image = image if image is not None else build_image(config)
     # Modal skips the deployment of an App in which nothing changed (modal.runner: "no changes detected"), and
     # containers that are warm go on with the values that a Secret had when they started.
-    deployment_id = {airflow_settings.DEPLOYMENT: uuid.uuid4().hex}
+    deployment_id = {airflow_settings.DEPLOYMENT: airflow_settings.new_deployment()}
 
     def register(
         name: str, function: Callable[..., Any], role: str, *, secrets: Collection[str], **options: Any

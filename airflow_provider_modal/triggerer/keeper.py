@@ -71,16 +71,19 @@ class Keeper:
     def _keep(self) -> None:
         found = need.look(self._connection)
         env = self._resources.env
-        if not found.waiting or found.holder == need.holder_name(env):
+        if found.holder is not None and not need.is_outdated(found.holder, env):
+            # What was started has shown; once it is gone, the next one is started at once.
+            _started.pop(env, None)
             return
-        now = time.monotonic()
-        if now - _started.get(env, -STARTED_SECONDS) < STARTED_SECONDS:
+        if not found.waiting:
             return
-        _started[env] = now
+        if time.monotonic() - _started.get(env, -STARTED_SECONDS) < STARTED_SECONDS:
+            return
         if found.holder is not None:
             log.info("the triggerer of a former deployment is ended")
-            need.end_outdated(self._connection, env)
+            need.end(self._connection, found.holder)
         start(self._resources, "something is deferred")
+        _started[env] = time.monotonic()
 
 
 def start(resources: names.ResourceNames, reason: str) -> None:

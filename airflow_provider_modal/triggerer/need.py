@@ -32,7 +32,7 @@ _HOLDER = """
 LIVES = f"EXISTS (SELECT 1 {_HOLDER % key_halves(LOCK_KEY)} )"
 """Condition in SQL: a triggerer lives."""
 _LOOK = f"SELECT {WAITING}, (SELECT a.application_name {_HOLDER} LIMIT 1)"
-_END_OUTDATED = f"SELECT pg_terminate_backend(a.pid) {_HOLDER} AND a.application_name <> %s"
+_END = f"SELECT pg_terminate_backend(a.pid) {_HOLDER} AND a.application_name = %s"
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,31 @@ def look(connection: Connection) -> Need:
 
 
 def holder_name(env: str, environ: Mapping[str, str] = os.environ) -> str:
-    """Return the name of the connection that a triggerer of this container's deployment has."""
-    return application_name(env, f"triggers-{environ.get(airflow_settings.DEPLOYMENT, '')[:8]}")
+    """Return the name of the connection that a triggerer of this container's deployment has.
+
+    Names sort as their deployments came: see ``airflow_settings.new_deployment``.
+    """
+    return _prefix(env) + environ.get(airflow_settings.DEPLOYMENT, "")[:8]
 
 
-def end_outdated(connection: Connection, env: str) -> None:
-    """Take the lock from a triggerer that is not of this container's deployment; it ends itself then.
+def is_outdated(holder: str, env: str) -> bool:
+    """Tell whether a triggerer is of a deployment before this container's.
 
-    It may have hours to go, with former settings, former packages and a former Airflow.
+    One of a later deployment is none of our business: a scheduler run may go on for minutes after the next
+    deployment, and would else end its successor's triggerer again and again.
+    """
+    return holder.startswith(_prefix(env)) and holder < holder_name(env)
+
+
+def end(connection: Connection, holder: str) -> None:
+    """Take the lock from a triggerer, told by the name of its connection; it ends itself then.
+
+    For one of a former deployment: it may have hours to go, with former settings, former packages and a
+    former Airflow.
     """
     with connection.cursor() as cursor:
-        cursor.execute(_END_OUTDATED, (*key_halves(LOCK_KEY), holder_name(env)))
+        cursor.execute(_END, (*key_halves(LOCK_KEY), holder))
+
+
+def _prefix(env: str) -> str:
+    return application_name(env, "triggers-")

@@ -40,6 +40,10 @@ LOOK_SECONDS = 5.0
 END_SECONDS = 40.0
 """What a child may take to end: Airflow gives triggers two times 10 seconds for that."""
 
+IN_VAIN = 3
+"""After so many children in a row from whose triggers nothing came, what still waits is left to the next
+triggerer: Airflow may not run them, or their process die of them."""
+
 
 def run(zygote: Zygote, reason: str = "", seconds: float = SLICE_SECONDS) -> dict[str, Any]:
     """Run triggers until there are none, or hand over when the time is used up; return what was done.
@@ -85,6 +89,7 @@ class _Slice:
         self._worker = Worker()
         self._files = code.open_files()
         self._code = code.Code()
+        self._in_vain = 0
 
     def work(self) -> dict[str, Any]:
         """Run children until there is nothing more to do."""
@@ -95,9 +100,9 @@ class _Slice:
             return summary
         try:
             with self._lock.watch(self._worker.end):
-                while self._piece(summary):
-                    pass
                 jobs.prune(connection, self._resources.env, jobs.TRIGGERER_JOB)
+                while self._piece(summary) or self._is_wanted_again(summary):
+                    pass
         except psycopg2.Error:
             # Also what a statement gets that was under way when the connection died.
             if self._lock.ping():
@@ -129,9 +134,20 @@ class _Slice:
             log.error("the triggerer failed: %s", error)
             summary.update(outcome="failed", error=error)
             return False
+        done = outcome.result["events"] + outcome.result["failures"]
+        self._in_vain = 0 if done else self._in_vain + 1
         summary["events"] += outcome.result["events"]
         summary["outcome"] = outcome.result["stopped"]
         return replaced and summary["outcome"] == "signal"
+
+    def _is_wanted_again(self, summary: dict[str, Any]) -> bool:
+        """Tell whether triggers came while a child ended by itself, or were left by one that died.
+
+        Nobody else starts a triggerer for them: one lives for as long as we hold the lock.
+        """
+        if summary["outcome"] not in ("idle", "died") or self._in_vain >= IN_VAIN:
+            return False
+        return need.look(self._lock.connection).waiting
 
     def _await(self, child: Child) -> tuple[Outcome | None, bool]:
         """Wait for a child's end, and bring it about when there is new code for its triggers.

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_modal import airflow_settings
+from airflow_provider_modal.db.lock import AdvisoryLock
 from airflow_provider_modal.triggerer import need
 from local_modal.testing import LocalModal, wait_until
 from tests.support.modal_env import using
@@ -165,12 +166,14 @@ def test_triggerer_of_a_former_deployment_gives_way(
     environment: Environment, waiting: Waiting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(airflow_settings.DEPLOYMENT, "current")
-    environment.begin("triggers", deployment="former")
+    environment.begin("triggers", deployment="0former")
     waiting.until("first")
     [(_, trigger_process, supervisor)] = waiting.notes()
     with environment.connection() as connection:
-        assert need.look(connection) == need.Need(True, f"modalflow:{environment.name}/triggers-former")
-        need.end_outdated(connection, environment.name)
+        holder = f"modalflow:{environment.name}/triggers-0former"
+        assert need.look(connection) == need.Need(True, holder)
+        assert need.is_outdated(holder, environment.name)
+        need.end(connection, holder)
         assert environment.holder.receive()["outcome"] == "lost the lock"
         assert need.look(connection) == need.Need(True, None)
     for pid in (trigger_process, supervisor):
@@ -184,20 +187,54 @@ def _gone(pid: int) -> Callable[[], bool]:
     return lambda: not is_running(pid)
 
 
-def test_health_is_green_while_there_is_nothing_to_run(environment: Environment, waiting: Waiting) -> None:
+DEFERS_AGAIN = """
+    CREATE FUNCTION defer_again() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        IF (SELECT count(*) FROM job WHERE job_type = 'TriggererJob') = 1 THEN
+            WITH made AS (INSERT INTO trigger (classpath, kwargs, created_date)
+                          VALUES ('own.Appears', '{}', now()) RETURNING id)
+            UPDATE task_instance SET state = 'deferred', trigger_id = made.id FROM made;
+        END IF;
+        RETURN NULL;
+    END $$;
+    CREATE TRIGGER defers_again AFTER UPDATE ON job FOR EACH ROW
+    WHEN (old.end_date IS NULL AND new.end_date IS NOT NULL AND new.job_type = 'TriggererJob')
+    EXECUTE FUNCTION defer_again()
+"""
+"""Something is deferred at the very moment when the first triggerer's child has decided to end."""
+
+
+def test_what_is_deferred_while_a_triggerer_ends_is_run_and_health_is_green_after(
+    environment: Environment, waiting: Waiting
+) -> None:
+    environment.sql(DEFERS_AGAIN.replace("{}", json.dumps({"folder": str(waiting.folder)})))
     waiting.fire()
-    assert environment.ask("triggers")["events"] == 1
+    done = environment.ask("triggers")
+    assert (done["outcome"], done["children"], done["events"]) == ("idle", 2, 2)
     alive = "SELECT 1 FROM job WHERE job_type = 'TriggererJob' AND state = 'running' AND end_date IS NOT NULL"
     assert environment.sql(alive) == []
     environment.run()
     assert environment.sql(alive) == [(1,)]
 
 
-def test_scheduler_starts_a_triggerer_once_when_there_is_a_trigger(
+def test_scheduler_starts_a_triggerer_once_until_it_has_shown(
     environment: Environment, waiting: Waiting, local_modal: LocalModal
 ) -> None:
+    triggerer = AdvisoryLock(
+        environment.url,
+        application_name=need.holder_name(environment.name, {airflow_settings.DEPLOYMENT: "later"}),
+        key=need.LOCK_KEY,
+        owner="triggerer",
+    )
     with using(local_modal), scheduler_app(environment.name) as app:
         environment.run()
         assert app.triggers_started() == "something is deferred"
         environment.run()
         assert not app.triggers_started_again()
+        triggerer.acquire()
+        with triggerer:
+            environment.run()
+            assert triggerer.ping(), "one of a later deployment is left alone"
+            assert not app.triggers_started_again()
+        environment.run()
+        assert app.triggers_started() == "something is deferred"
