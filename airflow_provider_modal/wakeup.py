@@ -6,7 +6,8 @@ no wish is lost: it is either read by the run that is starting, or finds ``wake`
 has one container, so a run that is asked for while another one runs waits in Modal's own input queue.
 
 A waker that can't start the run takes its ``wake`` back, so that asking again starts from nothing. One that
-dies between the two steps leaves ``wake`` behind; the scheduled tick calls with ``force``.
+dies between the two steps leaves ``wake`` behind; the scheduled tick calls with ``force``, which renews it,
+so that the next tick does not find it as old again.
 """
 
 from __future__ import annotations
@@ -37,6 +38,10 @@ def request_run(resources: names.ResourceNames, reason: str, *, force: bool = Fa
     ours = _put_wish(state, reason)
     if not (ours or force):
         return False
+    if not ours:
+        # Before the run starts: put after it was popped, it would silence everybody who wakes.
+        found = state.get(names.WAKE_KEY) or _wish(reason)
+        state.put(names.WAKE_KEY, {**found, "at": time.time()})
     try:
         modal.Function.from_name(resources.app, names.SCHEDULER_RUN).spawn(reason)
     except Exception:
@@ -51,9 +56,13 @@ def take_wish(state: modal.Dict) -> dict[str, Any] | None:
     return state.pop(names.WAKE_KEY, None)
 
 
+def _wish(reason: str) -> dict[str, Any]:
+    return {"reason": reason, "at": time.time(), "token": str(uuid.uuid4())}
+
+
 def _put_wish(state: modal.Dict, reason: str) -> bool:
     """Put a wish if there is none, and return whether the one there is ours."""
-    note = {"reason": reason, "at": time.time(), "token": str(uuid.uuid4())}
+    note = _wish(reason)
     if state.put(names.WAKE_KEY, note, skip_if_exists=True):
         return True
     # The SDK repeats a put whose answer was lost, and the repetition finds what the first attempt put.

@@ -31,6 +31,9 @@ LOOK_AGAIN_SECONDS = 3600.0
 """While DAG runs are running, a full run looks at them at least so often, whatever the check says."""
 LONGEST_SILENCE_SECONDS = 600.0
 """How long Modal is not asked about a task without a sign of life, however long it has been silent."""
+ANSWER_SECONDS = 20
+"""How long the database may take to answer, whatever its own limit is."""
+LOCK_SECONDS = 5
 MOST_ROWS = 200
 """How many task instances that wait for a retry are told apart; with more, a run is due."""
 
@@ -144,8 +147,8 @@ class Findings:
     :param next_at: when the clock makes something due, by the database's clock, in seconds since the epoch;
         None if never.
     :param now: the database's clock.
-    :param active: a DAG run is running: something may end at any time.
-    :param triggers: triggers exist, which a triggerer must run.
+    :param active: a DAG run or a task is under way: something may end at any time.
+    :param triggers: triggers exist, which a triggerer of ours must run.
     :param holder: the application name of who holds the scheduler's lock; None if nobody does.
     """
 
@@ -185,10 +188,14 @@ def check(
     :param files_changed: DAG files changed since the last version.
     :param margin: seconds for which a change counts longer than its own time says.
     :param first: a statement to execute on the same way.
+    :raises psycopg2.Error: the server could not answer within ``ANSWER_SECONDS``, or at all.
     """
     script = due_script.script(_values(settings, since, digest, files_changed, margin))
     with connection.cursor() as cursor:
-        cursor.execute(f"{first};{script}" if first else script)
+        limits = (
+            f"SET LOCAL statement_timeout = '{ANSWER_SECONDS}s'; SET LOCAL lock_timeout = '{LOCK_SECONDS}s'"
+        )
+        cursor.execute(";".join(part for part in (limits, first, script) if part))
         row = cursor.fetchone()
     assert row is not None
     found, (now, knobs, holder) = json.loads(row[0]), row[1:]

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from airflow_provider_modal.triggerer.need import LIVES, WAITING
+
 _LIVE = """
     FROM dag_run r JOIN dag d ON d.dag_id = r.dag_id
     WHERE r.state = 'running' AND NOT d.is_paused AND NOT d.is_stale AND r.run_after <= now()
@@ -95,7 +97,8 @@ QUESTIONS = (
         changes AS (
             SELECT t.dag_id, max(t.updated_at) AS at
               FROM runs r JOIN task_instance t ON {_OF_RUN} AND {_SETTLED} GROUP BY t.dag_id)
-        SELECT bool_or(l.looked_at IS NULL OR c.at > l.looked_at - {{margin}} OR l.run_after > l.looked_at
+        SELECT bool_or((l.looked_at IS NULL AND coalesce(l.logical_date <= now(), true))
+                       OR c.at > l.looked_at - {{margin}} OR l.run_after > l.looked_at
                        OR (l.logical_date > l.looked_at AND l.logical_date <= now())),
                LEAST(min(l.logical_date) FILTER (WHERE l.logical_date > now()),
                      (SELECT min(r.run_after) FROM dag_run r JOIN dag d ON d.dag_id = r.dag_id
@@ -387,13 +390,8 @@ QUESTIONS = (
     ),
     Question(
         "triggers wait for a triggerer",
-        ("trigger", "job"),
-        """
-        SELECT EXISTS (SELECT 1 FROM trigger) AND NOT EXISTS (
-                SELECT 1 FROM job WHERE job_type = 'TriggererJob' AND state = 'running'
-                   AND latest_heartbeat > now() - {silent}),
-            NULL::timestamptz, NULL::jsonb
-        """,
+        ("trigger",),
+        f"SELECT {WAITING} AND NOT {LIVES}, NULL::timestamptz, NULL::jsonb",
     ),
     Question(
         "a cancelled call may not have ended",
@@ -412,12 +410,19 @@ QUESTIONS = (
     # Not reasons for a run, but facts that the tick needs.
     Question(
         ACTIVE,
-        ("dag_run",),
-        "SELECT EXISTS (SELECT 1 FROM dag_run WHERE state = 'running'), NULL::timestamptz, NULL::jsonb",
+        ("task_instance",),
+        # A run of a paused DAG moves only while tasks of it are under way.
+        """
+        SELECT EXISTS (SELECT 1 FROM dag_run r JOIN dag d ON d.dag_id = r.dag_id
+                        WHERE r.state = 'running' AND NOT d.is_paused AND NOT d.is_stale)
+            OR EXISTS (SELECT 1 FROM task_instance
+                        WHERE state IN ('queued', 'running', 'restarting', 'deferred')),
+               NULL::timestamptz, NULL::jsonb
+        """,
     ),
     Question(
         TRIGGERS,
         ("trigger",),
-        "SELECT EXISTS (SELECT 1 FROM trigger), NULL::timestamptz, NULL::jsonb",
+        f"SELECT {WAITING}, NULL::timestamptz, NULL::jsonb",
     ),
 )

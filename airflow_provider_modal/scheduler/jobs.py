@@ -106,12 +106,19 @@ def leave_healthy(connection: Connection, env: str, job_id: int, hostname: str) 
 def still_healthy(env: str) -> str:
     """Return the statement with which a tick says that the environment is healthy although nothing runs.
 
-    It refreshes the rows that ``leave_healthy`` left; a run that ended badly left none.
+    It refreshes the rows that ``leave_healthy`` left; a run that ended badly left none. Where that is not
+    possible, it warns and fails nothing that comes after it.
     """
+    rests = _TRIGGERER_RESTS % {"type": f"'{TRIGGERER_JOB}'", "marker": f"'{marker(env)}'"}
     return f"""
-        UPDATE job SET latest_heartbeat = now()
-         WHERE state = 'running' AND executor_class = '{marker(env)}' AND end_date IS NULL
-           AND job_type IN ('{SCHEDULER_JOB}', '{DAG_PROCESSOR_JOB}')
+        DO $healthy$ BEGIN
+            UPDATE job SET latest_heartbeat = now()
+             WHERE state = 'running' AND executor_class = '{marker(env)}' AND end_date IS NULL
+               AND job_type IN ('{SCHEDULER_JOB}', '{DAG_PROCESSOR_JOB}');
+            {rests};
+        EXCEPTION WHEN OTHERS THEN
+            RAISE WARNING 'the health of Airflow could not be refreshed: %', SQLERRM;
+        END $healthy$
     """
 
 

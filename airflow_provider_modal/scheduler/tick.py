@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from psycopg2 import errors
+import psycopg2
 
 from airflow_provider_modal import airflow_settings, names, wakeup
 from airflow_provider_modal.db.connect import application_name, connect, environment_of
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 LONGEST_SLEEP_SECONDS = 600.0
 UNHEARD_SECONDS = 30.0
-"""A wish this old waits for a run whose waker has died, or behind one that takes long."""
+"""A wish this old, while no run is at work, waits for a run whose waker has died."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,8 @@ def tick(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
     import modal
 
     resources = airflow_settings.deployed_names(environ)
-    interval = airflow_settings.deployed_config(environ).scheduler.interval_seconds
+    scheduler = airflow_settings.deployed_config(environ).scheduler
+    interval = scheduler.interval_seconds
     state: modal.Dict = modal.Dict.from_name(resources.state_dict)
     now = time.time()
     known = _known(state, resources, environ)
@@ -98,7 +99,10 @@ def tick(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
         note["due"] = list(found.reasons)
         if found.next_at is not None:
             note["next_at"] = now + found.next_at - found.now
-        unheard = known.wish is not None and now - known.wish.get("at", 0.0) > UNHEARD_SECONDS
+        at_work = found.holder is not None and environment_of(found.holder) == resources.env
+        # The run that takes a wish waits in Modal's queue while another one is at work.
+        patience = UNHEARD_SECONDS + (scheduler.max_run_seconds if at_work else 0.0)
+        unheard = known.wish is not None and now - known.wish.get("at", 0.0) > patience
         if unheard:
             note["due"].append("a wake-up was not heard")
         slowed_until = history.slowed_until(known.records, interval)
@@ -109,7 +113,7 @@ def tick(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
                 )
         elif slowed_until is not None and now < slowed_until:
             note["held"] = f"{history.failures(known.records)} runs in a row have failed"
-        elif found.holder is not None and environment_of(found.holder) == resources.env and not unheard:
+        elif at_work and not unheard:
             note["held"] = "a run is at work"
         else:
             note["started"] = wakeup.request_run(resources, "; ".join(note["due"]), force=True)
@@ -152,10 +156,14 @@ def _ask_database(resources: names.ResourceNames, known: _Known, environ: Mappin
             files_changed=known.files_changed,
             first=jobs.still_healthy(resources.env) if not history.failures(known.records) else "",
         )
-    except (errors.UndefinedTable, errors.UndefinedColumn) as error:
+    except psycopg2.Error as error:
+        if error.pgcode is None:
+            raise  # The server did not answer: a run would fare the same.
         log.warning("the database can't be asked: %s", " ".join(str(error).split()))
-        return due.Findings(("the database's schema is not that of this Airflow",), None, 0.0, True, False)
+        return due.Findings(("the database could not say what is due",), None, 0.0, True, False)
     finally:
+        for notice in connection.notices:
+            log.warning("the database says: %s", " ".join(notice.split()))
         connection.close()
 
 

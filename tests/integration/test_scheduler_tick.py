@@ -129,6 +129,8 @@ def test_a_run_that_is_at_work_is_not_doubled(environment: Environment) -> None:
     with AdvisoryLock(environment.url, application_name=own) as lock:
         lock.acquire()
         busy = environment.tick()
+        environment.app.state.put(names.WAKE_KEY, {"reason": "waits", "at": time.time() - 60})
+        assert environment.tick()["held"] == "a run is at work", "the wish waits for a run of its own"
     assert (busy["started"], busy["held"]) == (False, "a run is at work")
     assert environment.tick()["started"]
     assert "limits changed" in environment.app.started()
@@ -147,3 +149,41 @@ def test_three_failed_runs_slow_the_schedule_down(environment: Environment) -> N
     assert history.slowed_until(records, 60) == pytest.approx((records[-1].ended or 0) + 120)
     environment.has_run()
     assert environment.tick()["held"] is None
+
+
+def test_a_wish_that_a_run_was_started_for_is_renewed(environment: Environment) -> None:
+    environment.has_run()
+    environment.app.state.put(names.WAKE_KEY, {"reason": "a waker that died", "at": time.time() - 60})
+    assert environment.tick()["started"]
+    renewed = environment.app.state.get(names.WAKE_KEY)
+    assert renewed is None or time.time() - renewed["at"] < 60
+    environment.app.started()
+    environment.app.taken()
+
+
+def test_a_run_is_due_when_the_database_takes_too_long_to_answer(
+    environment: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment.has_run()
+    monkeypatch.setattr(due, "ANSWER_SECONDS", 1)
+    connection = psycopg2.connect(environment.url)
+    with connection.cursor() as cursor:
+        cursor.execute("LOCK TABLE dag")
+        found = environment.tick()
+    connection.close()
+    assert (found["due"], found["started"]) == (["the database could not say what is due"], True)
+    environment.app.started()
+    environment.app.taken()
+
+
+def test_what_is_not_for_us_keeps_neither_the_tick_busy_nor_the_database_awake(
+    environment: Environment,
+) -> None:
+    environment.has_run()
+    waits = "triggers wait for a triggerer"
+    environment.sql(
+        "INSERT INTO trigger (classpath, kwargs, created_date, queue) VALUES ('x', '{}', now(), 'theirs')"
+    )
+    assert waits not in environment.tick()["due"]
+    environment.sql("UPDATE trigger SET queue = NULL")
+    assert waits in environment.tick()["due"]
