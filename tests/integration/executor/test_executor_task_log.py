@@ -13,12 +13,13 @@ import pytest
 from airflow.models.taskinstancekey import TaskInstanceKey
 
 from airflow_provider_modal import names, wire
-from airflow_provider_modal.executors import ModalExecutor, task_log
+from airflow_provider_modal.executors import ModalExecutor, database, task_log
 from airflow_provider_modal.log import reader, segments
 from airflow_provider_modal.volume.files import VolumeFiles
 from local_modal.testing import wait_until
 
 ENV = "stand-in"
+NO_HEARTBEAT = database.Live(job_id=None, dispatch=None, fresh=False)
 _clock = itertools.count(1.0)
 
 
@@ -70,7 +71,8 @@ def test_what_no_worker_wrote_is_there_all_the_same(
     files: VolumeFiles, settings: pytest.MonkeyPatch, new_loop: Callable[[], Any]
 ) -> None:
     settings.setenv("AIRFLOW__MODAL__SILENT_AFTER", "2")
-    settings.setattr("airflow_provider_modal.executors.database.live", lambda seconds: {})
+    waited_for = {TaskInstanceKey("d", task, "r", 1, -1): NO_HEARTBEAT for task in ("raise-1", "fail-1")}
+    settings.setattr(database, "live", lambda seconds: waited_for)
     loop = new_loop()
     loop.queue("raise-1", "fail-1")
     loop.until(lambda: loop.ended("raise-1", "fail-1"), 60)
