@@ -76,7 +76,7 @@ def _note(folder: Path) -> str:
 
 @pytest.mark.skipif(
     "MODALFLOW_TEST_HOSTILE" not in os.environ,
-    reason="ten files at a time spin and fork; set MODALFLOW_TEST_HOSTILE where no other test shares the cores",
+    reason="ten files at a time spin and fork; set MODALFLOW_TEST_HOSTILE where nothing shares the cores",
 )
 def test_hostile_files_get_import_errors_and_harm_nobody(
     airflow_children: AirflowChildren, tmp_path: Path
