@@ -10,17 +10,15 @@ what only the image's build needs, because ``image.pip`` and ``image.env`` may h
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from airflow_provider_modal import names
+from airflow_provider_modal import config_reader, names
+from airflow_provider_modal.config_reader import Reader, kind
 from airflow_provider_modal.errors import ConfigError
 
 MODAL_MAX_TIMEOUT = 24 * 3600
@@ -33,8 +31,6 @@ Modal's own limit, which ends the container without a word, must come later than
 MAX_TASK_SECONDS = MODAL_MAX_TIMEOUT - CALL_MARGIN_SECONDS
 """The longest time limit that a task may have."""
 
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-_QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 _AIRFLOW_OPTION = re.compile(r"[a-z0-9_]+(\.[a-z0-9_-]+)+")
 
 _OWNED_OPTIONS = {
@@ -153,26 +149,7 @@ def load(path: Path, environ: Mapping[str, str] | None = None) -> EnvironmentCon
     :param environ: where ``${VAR}`` looks; the process's environment by default.
     :raises ConfigError: the file is missing, not YAML, or a key or value in it is wrong.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(
-            f"configuration file {path} does not exist; write one or name another with --config"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ConfigError(f"configuration file {path} can't be read: {reason}") from None
-    try:
-        data = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        # Not the exception's own text nor what it quotes: that may be a password.
-        problem = _QUOTED.sub("...", getattr(error, "problem", None) or "it cannot be parsed")
-        raise ConfigError(f"{path} is not valid YAML{where}: {problem}") from None
-    except (ValueError, RecursionError) as error:
-        # A date that doesn't exist; lists within lists without end.
-        raise ConfigError(f"{path} is not valid YAML: {type(error).__name__} while it was read") from None
+    data = config_reader.load_yaml(path)
     return parse(data, source=str(path), environ=os.environ if environ is None else environ)
 
 
@@ -183,8 +160,8 @@ def parse(data: Any, *, source: str, environ: Mapping[str, str]) -> EnvironmentC
     :raises ConfigError: a key is unknown or missing, or a value is not allowed.
     """
     if not isinstance(data, Mapping):
-        raise ConfigError(f"{source}: expected sections such as 'database:', found {_kind(data)}")
-    reader = _Reader(source, environ)
+        raise ConfigError(f"{source}: expected sections such as 'database:', found {kind(data)}")
+    reader = Reader(source, environ)
     sections = ["database", "scheduler", "executor", "workers", "image", "airflow", "keys"]
     reader.known_keys("", data, [*sections, *_NOT_YET])
     for section, why in _NOT_YET.items():
@@ -209,7 +186,7 @@ def parse(data: Any, *, source: str, environ: Mapping[str, str]) -> EnvironmentC
         raise ConfigError(
             f"{source}: executor.execution_api is {executor.execution_api!r}; so far only 'in_process' works"
         )
-    reader.at_most("executor.task_timeout", executor.task_timeout, MAX_TASK_SECONDS)
+    _task_seconds(reader, "executor.task_timeout", executor.task_timeout)
 
     workers = _workers(reader, data)
     image = reader.dataclass(ImageConfig, data, "image")
@@ -225,7 +202,7 @@ def parse(data: Any, *, source: str, environ: Mapping[str, str]) -> EnvironmentC
     )
 
 
-def _workers(reader: _Reader, data: Mapping[str, Any]) -> dict[str, WorkerProfile]:
+def _workers(reader: Reader, data: Mapping[str, Any]) -> dict[str, WorkerProfile]:
     section = reader.section(data, "workers", None)
     workers = {names.DEFAULT_PROFILE: WorkerProfile()}
     for name in section:
@@ -233,12 +210,21 @@ def _workers(reader: _Reader, data: Mapping[str, Any]) -> dict[str, WorkerProfil
         profile = reader.dataclass(WorkerProfile, section, str(name), prefix="workers.")
         reader.positive(f"workers.{name}", profile, zero_allowed=("min_containers",))
         if profile.timeout is not None:
-            reader.at_most(f"workers.{name}.timeout", profile.timeout, MAX_TASK_SECONDS)
+            _task_seconds(reader, f"workers.{name}.timeout", profile.timeout)
         workers[str(name)] = profile
     return workers
 
 
-def _airflow_options(reader: _Reader, data: Mapping[str, Any]) -> dict[str, str]:
+def _task_seconds(reader: Reader, where: str, seconds: float) -> None:
+    if seconds > MAX_TASK_SECONDS:
+        raise ConfigError(
+            f"{reader.source}: {where} is {seconds:g} seconds; Modal ends a call after 24 hours, of which "
+            f"the container's start and the task's orderly end may need {CALL_MARGIN_SECONDS} s, so at "
+            f"most {MAX_TASK_SECONDS:g} are possible"
+        )
+
+
+def _airflow_options(reader: Reader, data: Mapping[str, Any]) -> dict[str, str]:
     options: dict[str, str] = {}
     for option, value in reader.section(data, "airflow", None).items():
         where = f"airflow.{option!r}"
@@ -250,124 +236,6 @@ def _airflow_options(reader: _Reader, data: Mapping[str, Any]) -> dict[str, str]
             raise ConfigError(f"{reader.source}: {where} can't be set here: {_OWNED_OPTIONS[option]}")
         options[option] = reader.text(where, value)
     return options
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML without surprises: a key that is given twice is an error, where YAML lets the last one win."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        problem=f"key {key.value} is given twice", problem_mark=key.start_mark
-                    )
-                seen.add(key.value)
-        return node
-
-
-class _Reader:
-    """Reads typed values out of parsed YAML and says where something is wrong."""
-
-    def __init__(self, source: str, environ: Mapping[str, str]) -> None:
-        self.source = source
-        self.environ = environ
-
-    def known_keys(self, prefix: str, section: Mapping[Any, Any], known: list[str]) -> None:
-        for key in section:
-            if key not in known:
-                close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-                hint = (
-                    f"did you mean {prefix}{close[0]}?"
-                    if close
-                    else f"known keys: {', '.join(sorted(known))}"
-                )
-                raise ConfigError(f"{self.source}: unknown key {prefix}{key}; {hint}")
-
-    def section(
-        self, data: Mapping[str, Any], name: str, known: list[str] | None, prefix: str = ""
-    ) -> Mapping[str, Any]:
-        section = data.get(name)
-        if section is None:
-            return {}
-        if not isinstance(section, Mapping):
-            raise ConfigError(
-                f"{self.source}: {prefix}{name} must hold keys and values, found {_kind(section)}"
-            )
-        if known is not None:
-            self.known_keys(f"{prefix}{name}.", section, known)
-        return section
-
-    def dataclass(self, cls: type, data: Mapping[str, Any], name: str, prefix: str = "") -> Any:
-        section = self.section(data, name, [f.name for f in fields(cls)], prefix)
-        values: dict[str, Any] = {}
-        for f in fields(cls):
-            if f.name in section:
-                values[f.name] = self.value(f"{prefix}{name}.{f.name}", section[f.name], str(f.type))
-        return cls(**values)
-
-    def value(self, where: str, value: Any, annotation: str) -> Any:
-        if value is None and "None" in annotation:
-            return None
-        if annotation.startswith("tuple"):
-            if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-                raise ConfigError(f"{self.source}: {where} must be a list of texts, found {_kind(value)}")
-            return tuple(self.text(where, item) for item in value)
-        if annotation.startswith("Mapping"):
-            if not isinstance(value, Mapping):
-                raise ConfigError(f"{self.source}: {where} must hold keys and values, found {_kind(value)}")
-            return {str(key): self.text(f"{where}.{key}", item) for key, item in value.items()}
-        if isinstance(value, str):
-            value = self.text(where, value)
-        if annotation.startswith("str"):
-            return self.text(where, value)
-        return self.number(where, value, whole=annotation.startswith("int"))
-
-    def number(self, where: str, value: Any, *, whole: bool) -> int | float:
-        try:
-            if isinstance(value, bool):
-                raise ValueError
-            number = float(value)
-            if number != number or abs(number) == float("inf") or (whole and number != int(number)):
-                raise ValueError
-        except (TypeError, ValueError):
-            wanted = "a whole number" if whole else "a number"
-            raise ConfigError(f"{self.source}: {where} must be {wanted}, found {_shown(value)}") from None
-        return int(number) if number == int(number) else number
-
-    def text(self, where: str, value: Any) -> str:
-        if isinstance(value, bool):
-            return str(value)
-        if not isinstance(value, str | int | float):
-            raise ConfigError(f"{self.source}: {where} must be a text, found {_kind(value)}")
-
-        def variable(match: re.Match[str]) -> str:
-            try:
-                return self.environ[match[1]]
-            except KeyError:
-                raise ConfigError(
-                    f"{self.source}: {where} refers to the environment variable {match[1]}, which is not set"
-                ) from None
-
-        return _VARIABLE.sub(variable, str(value))
-
-    def positive(self, where: str, section: Any, zero_allowed: tuple[str, ...] = ()) -> None:
-        for f in fields(section):
-            value = getattr(section, f.name)
-            low = 0 if f.name in zero_allowed else None
-            if isinstance(value, int | float) and (value < 0 or (value == 0 and low is None)):
-                wanted = "0 or more" if low == 0 else "more than 0"
-                raise ConfigError(f"{self.source}: {where}.{f.name} must be {wanted}, found {value}")
-
-    def at_most(self, where: str, value: float, most: float) -> None:
-        if value > most:
-            raise ConfigError(
-                f"{self.source}: {where} is {value:g} seconds; Modal ends a call after 24 hours, of which "
-                f"the container's start and the task's orderly end may need {CALL_MARGIN_SECONDS} s, so at "
-                f"most {most:g} are possible"
-            )
 
 
 def _postgres_url(source: str, url: str) -> str:
@@ -385,18 +253,3 @@ def _postgres_url(source: str, url: str) -> str:
 
 def _tupled(cls: type, values: Mapping[str, Any]) -> Any:
     return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
-
-
-def _kind(value: Any) -> str:
-    names_of = {
-        dict: "keys and values",
-        list: "a list",
-        str: "a text",
-        bool: "true/false",
-        type(None): "nothing",
-    }
-    return names_of.get(type(value), "a number")
-
-
-def _shown(value: Any) -> str:
-    return repr(value) if isinstance(value, str | int | float | bool) else _kind(value)
