@@ -3,7 +3,8 @@
 Through the SDK, not through the mount: what the SDK wrote is visible to all on return and what it reads is
 the latest, in every container and outside Modal; no commit and no reload is involved, which fail or publish
 half-written files while a task works on the mount. Files of ours are immutable and uniquely named, or one
-small pointer that is replaced whole. The mount serves as a cache of immutable files (``read_immutable``).
+small pointer that is replaced whole. The mount serves as a cache of immutable files (``read_immutable``, and
+``immutable=True`` where a file may be large).
 
 All paths are relative to the Volume's root, with ``/`` and without a leading one.
 """
@@ -13,16 +14,22 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
+import os
+import shutil
+import tempfile
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from airflow_provider_modal.errors import NotFoundError, UnreachableError
 from airflow_provider_modal.modal_errors import passing_errors, translated
 from airflow_provider_modal.volume.paths import below, inner_path
+from airflow_provider_modal.volume.streams import Chunks, OwnLoop
 
 if TYPE_CHECKING:
     import modal
@@ -37,8 +44,16 @@ DEADLINE = 30.0
 """Seconds for one operation with its repetitions; large uploads get more, by their size."""
 SLOWEST_UPLOAD = 1024 * 1024
 """Bytes per second below which an upload counts as hung."""
+SLOWEST_DOWNLOAD = 1024 * 1024
+"""The same for the blocks of a stream, which arrive side by side."""
 PARALLEL_READS = 16
+FILES_PER_UPLOAD = 1000
+"""Files that go into one request; an assumption, as Modal names no limit."""
+CHUNK_BYTES = 1024 * 1024
 _DELAYS = (0.2, 1.0, 3.0)
+
+Source: TypeAlias = "bytes | Path | IO[bytes]"
+"""What a file is written from: its content, a local file, or an open one, from where it stands to its end."""
 
 
 @dataclass(frozen=True)
@@ -122,21 +137,93 @@ class VolumeFiles:
         """
         return self._read_mounted(path) if self.mounted(path) else self.read(path)
 
+    def read_stream(self, path: str, *, immutable: bool = False) -> Generator[bytes, None, None]:
+        """Yield a file's content in chunks, in bounded memory: two blocks of 8 MiB per core of the machine.
+
+        It costs a thread while it is read: close the generator when the rest is not wanted. The file must
+        not be replaced meanwhile: a connection that breaks is followed by one that would go on in the new.
+
+        :param immutable: the file never changes, so it may come from the mount. It is open there while it
+            is read, which keeps the container from reloading its mount: be quick.
+        :raises FileNotFoundError: there is no such file; raised by the first step.
+        """
+        inner_path(path)
+        return self._mounted_chunks(path) if immutable and self.mounted(path) else self._chunks(path)
+
+    def read_range(self, path: str, start: int, length: int, *, immutable: bool = False) -> bytes:
+        """Return up to ``length`` bytes of a file from byte ``start`` on; fewer where the file ends before.
+
+        Off the mount it costs what the range's end is away from the file's beginning: the SDK begins there.
+
+        :raises FileNotFoundError: there is no such file.
+        :raises ValueError: ``start`` or ``length`` is negative.
+        """
+        if start < 0 or length < 0:
+            raise ValueError(f"no range of a file: {length} bytes from byte {start}")
+        if immutable and self.mounted(path):
+            with self._open_mounted(path) as file:
+                file.seek(start)
+                return file.read(length)
+        wanted = bytearray()
+        position = 0
+        with closing(self._chunks(inner_path(path))) as chunks:
+            for chunk in chunks:
+                wanted += chunk[max(start - position, 0) : max(start + length - position, 0)]
+                position += len(chunk)
+                if position >= start + length:
+                    break
+        return bytes(wanted)
+
+    def download(self, path: str, local: Path, *, immutable: bool = False) -> int:
+        """Copy a file to local disk in bounded memory and return its size; ``local`` appears as a whole.
+
+        :raises FileNotFoundError: there is no such file, or no folder for ``local``.
+        """
+        with tempfile.NamedTemporaryFile(
+            dir=local.parent, prefix=f".{local.name[:40]}.", delete=False
+        ) as file:
+            try:
+                with closing(self.read_stream(path, immutable=immutable)) as chunks:
+                    for chunk in chunks:
+                        file.write(chunk)
+                size = file.tell()
+                file.close()
+                os.replace(file.name, local)
+            except BaseException:
+                Path(file.name).unlink(missing_ok=True)
+                raise
+        return size
+
     def mounted(self, path: str) -> bool:
         """Return whether this container's mount holds the file (files that came later are missing there)."""
         return self._mount is not None and below(self._mount, path).is_file()
 
-    def write(self, path: str, data: bytes) -> None:
+    def write(self, path: str, source: Source) -> None:
         """Replace a file as a whole; readers see the old content or the new one."""
-        self.write_many({path: data})
+        self.write_many({path: source})
 
-    def write_many(self, files: Mapping[str, bytes | Path]) -> None:
-        """Replace several files in one upload; values are contents, or local files to read them from.
+    def write_many(self, files: Mapping[str, Source]) -> None:
+        """Replace several files in one upload, or in a few if there are thousands.
+
+        What is on disk is read in pieces, so that memory stays bounded. An open file goes through a
+        temporary copy: the SDK would read it from several threads, which share one position.
 
         :raises FileNotFoundError: a local file does not exist.
         """
-        if not files:
-            return
+        wanted = {inner_path(path): source for path, source in files.items()}
+        rest = iter(wanted.items())
+        while batch := dict(islice(rest, FILES_PER_UPLOAD)):
+            with ExitStack() as copies:
+                self._upload(
+                    {
+                        path: source
+                        if isinstance(source, bytes | Path)
+                        else copies.enter_context(_copied(source))
+                        for path, source in batch.items()
+                    }
+                )
+
+    def _upload(self, files: Mapping[str, bytes | Path]) -> None:
         size = sum(
             source.stat().st_size if isinstance(source, Path) else len(source) for source in files.values()
         )
@@ -145,7 +232,7 @@ class VolumeFiles:
             async with self._volume.batch_upload.aio(force=True) as batch:
                 for path, source in files.items():
                     local = source if isinstance(source, Path) else io.BytesIO(source)
-                    batch.put_file(local, "/" + inner_path(path))
+                    batch.put_file(local, "/" + path)
 
         what = f"write {next(iter(files))} to the Volume" + (
             f" (and {len(files) - 1} more)" if len(files) > 1 else ""
@@ -177,8 +264,29 @@ class VolumeFiles:
         return b"".join([chunk async for chunk in self._volume.read_file.aio("/" + path)])
 
     def _read_mounted(self, path: str) -> bytes:
+        with self._open_mounted(path) as file:
+            return file.read()
+
+    def _open_mounted(self, path: str) -> IO[bytes]:
         assert self._mount is not None
-        return below(self._mount, path).read_bytes()
+        return below(self._mount, path).open("rb")
+
+    def _mounted_chunks(self, path: str) -> Generator[bytes, None, None]:
+        with self._open_mounted(path) as file:
+            while chunk := file.read(CHUNK_BYTES):
+                yield chunk
+
+    def _chunks(self, path: str) -> Generator[bytes, None, None]:
+        what = f"read {path} of the Volume"
+        chunks = Chunks(lambda: self._volume.read_file.aio("/" + path))
+        with OwnLoop("volume-stream") as loop:
+            try:
+                while chunk := loop.run(
+                    self._attempt(what, chunks.step, extra=chunks.most_bytes() / SLOWEST_DOWNLOAD)
+                ):
+                    yield chunk
+            finally:
+                loop.run(chunks.close())
 
     async def _attempt(
         self,
@@ -239,6 +347,16 @@ def _entry(entry: Any) -> Entry:
         is_dir=kind == "DIRECTORY",
         is_file=kind == "FILE",
     )
+
+
+@contextmanager
+def _copied(source: IO[bytes]) -> Iterator[Path]:
+    """Copy what is left of an open file to a temporary one; it has the mode of an ordinary file."""
+    with tempfile.TemporaryDirectory(prefix="volume-upload-") as folder:
+        copy = Path(folder) / "copy"
+        with copy.open("wb") as file:
+            shutil.copyfileobj(source, file, CHUNK_BYTES)
+        yield copy
 
 
 def _run(operation: Coroutine[Any, Any, T]) -> T:
