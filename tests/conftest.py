@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,9 @@ SHARED_ENVIRONMENT = (
     "test_task_options",
 )
 """Modules of the acceptance tests that share one environment, whose creation takes half a minute."""
+MOST_LINES = 40
+LONGEST_LINE = 240
+"""What a failure shows of each captured output: Airflow writes thousands of long lines, which bury it."""
 pytest_plugins = [
     "local_modal.pytest_plugin",
     "tests.support.airflow_children",
@@ -54,6 +57,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--due-steps", type=int, default=10, help="States that the due-check is tried on.")
     group.addoption("--due-seed", type=int, default=None, help="Another sequence of random states.")
     group.addoption("--wake-ends", type=int, default=100, help="Tasks that end at once.")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Keep of a failed test's captured output what came last."""
+    report = yield
+    if report.failed:
+        report.sections = [(name, _end_of(text)) for name, text in report.sections]
+    return report
+
+
+def _end_of(text: str) -> str:
+    lines = text.splitlines()
+    left_out = len(lines) - MOST_LINES
+    shown = [
+        line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]} ..." for line in lines[-MOST_LINES:]
+    ]
+    return "\n".join([f"... {left_out} lines before", *shown] if left_out > 0 else shown)
 
 
 @pytest.fixture(scope="session")

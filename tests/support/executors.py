@@ -2,7 +2,7 @@
 
 It writes the state that a worker's supervisor would write and reports the end; tasks named ``fails_once``
 fail at their first try, tasks named ``lasts...`` stay running, and the id of the call of ``lasts_told_late``
-is known only when the executor ends.
+is known only when the executor ends. As the provider's executor does, it adopts every task that has begun.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tests.support.airflow_children import RECORD
 class RecordingExecutor(BaseExecutor):
     """Completes tasks without running them."""
 
-    pre_assigns_external_executor_id = False
+    pre_assigns_external_executor_id = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -72,8 +72,11 @@ class RecordingExecutor(BaseExecutor):
         return bool(self._started)
 
     def try_adopt_task_instances(self, tis: Sequence[TaskInstance]) -> Sequence[TaskInstance]:
-        """Adopt what has a call."""
-        adopted = [ti for ti in tis if ti.external_executor_id]
+        """Adopt what has begun or has a call: what was only queued may never have been handed over."""
+        begun = (TaskInstanceState.RUNNING, TaskInstanceState.RESTARTING)
+        adopted = [
+            ti for ti in tis if ti.state in begun or str(ti.external_executor_id).startswith("call-of-")
+        ]
         self.running.update(ti.key for ti in adopted)
         return [ti for ti in tis if ti not in adopted]
 
