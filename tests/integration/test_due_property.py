@@ -108,9 +108,7 @@ class World:
     def _be_left_alone(self) -> None:
         """Wait for the server to notice the end of killed clients: their last statement may still commit."""
         name = self.children.url.rpartition("/")[2]
-        others = (
-            f"SELECT FROM pg_stat_activity WHERE datname = '{name}' AND backend_type = 'client backend'"
-        )
+        others = f"SELECT FROM pg_stat_activity WHERE datname = '{name}' AND backend_type = 'client backend'"
         wait_until(lambda: not self._admin(others), 60.0, "the database has no clients")
 
     def _drop(self, url: str) -> None:
