@@ -35,7 +35,13 @@ VOLUME_PATH = "MODALFLOW_VOLUME_PATH"
 DISPATCH = "MODALFLOW_DISPATCH"
 """In a task's process: the dispatch that it runs, as in the task's log and ``external_executor_id``."""
 
-ROLES = ("tick", "scheduler", "triggers", "worker", "control")
+UI_PASSWORDS = "MODALFLOW_UI_PASSWORDS"
+"""Passwords of the configuration's UI users as JSON, by name. In the environment's Secret."""
+UI_PASSWORD = "MODALFLOW_UI_PASSWORD"
+"""The password of ``UI_USER`` while ``modalflow ui`` runs, where the configuration names no users."""
+UI_USER = "admin"
+
+ROLES = ("tick", "scheduler", "triggers", "worker", "control", "ui")
 DEFAULT_VOLUME_PATH = "/vol"
 CONNECTION = "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"
 """The one variable that holds the database URL, also for code without Airflow (see ``database_url``)."""
@@ -79,7 +85,13 @@ def secret_environment(config: EnvironmentConfig, env: str) -> dict[str, str]:
     values = {f"AIRFLOW__{_variable(option)}": value for option, value in config.airflow.items()}
     # SQLAlchemy 2.1 reads plain "postgresql" as psycopg 3; libpq's own tools refuse a driver's name.
     url = config.connection_string.replace("postgresql:", "postgresql+psycopg2:", 1)
-    return {**values, **function_environment(config, env, "worker"), CONNECTION: url}
+    passwords = json.dumps({name: user.password for name, user in config.ui_users.items()})
+    return {
+        **values,
+        **function_environment(config, env, "worker"),
+        CONNECTION: url,
+        UI_PASSWORDS: passwords,
+    }
 
 
 def secret_keys_environment(keys: SecretKeys) -> dict[str, str]:
@@ -156,6 +168,7 @@ def _owned(config: EnvironmentConfig, env: str) -> dict[str, str]:
         "core.hostname_callable": "airflow_provider_modal.container.identity.get_hostname",
         "core.parallelism": str(config.executor.parallelism),
         "core.dags_folder": str(local_root() / "dags"),
+        "core.simple_auth_manager_all_admins": "False",
         "dag_processor.dag_bundle_config_list": json.dumps([bundle]),
         "logging.base_log_folder": str(log_folder()),
         "modal.environment": env,

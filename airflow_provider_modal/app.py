@@ -140,8 +140,11 @@ def build_app(config: EnvironmentConfig, env: str, *, image: modal.Image | None 
     return app
 
 
-def describe(config: EnvironmentConfig, env: str) -> deployment.Manifest:
-    """Return the manifest of an App that was built and deployed here, now."""
+def describe(config: EnvironmentConfig, env: str, *, image: str | None = None) -> deployment.Manifest:
+    """Return the manifest of an App that was built and deployed here, now.
+
+    :param image: id of the image that it runs in.
+    """
     resources = names.ResourceNames(env)
     return deployment.Manifest(
         env=env,
@@ -155,6 +158,7 @@ def describe(config: EnvironmentConfig, env: str) -> deployment.Manifest:
         # As it will be read back: lists where the configuration has tuples.
         settings=json.loads(json.dumps(config.to_settings())),
         airflow_options=tuple(sorted(config.airflow)),
+        image=image,
         deployed_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
 

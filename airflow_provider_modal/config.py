@@ -31,11 +31,17 @@ Modal's own limit, which ends the container without a word, must come later than
 MAX_TASK_SECONDS = MODAL_MAX_TIMEOUT - CALL_MARGIN_SECONDS
 """The longest time limit that a task may have."""
 
+UI_ROLES = ("viewer", "user", "op", "admin")
+"""Roles of Airflow's simple auth manager, each of which may do what those before it may."""
+_USER_NAME = re.compile(r"[A-Za-z0-9._@+-]+")
 _AIRFLOW_OPTION = re.compile(r"[a-z0-9_]+(\.[a-z0-9_-]+)+")
 
 _OWNED_OPTIONS = {
     "core.executor": "it is ModalExecutor",
     "core.hostname_callable": "task instances are fenced by it",
+    "core.simple_auth_manager_all_admins": "the UI is never reachable without a login",
+    "core.simple_auth_manager_passwords_file": "set ui.users",
+    "core.simple_auth_manager_users": "set ui.users",
     "core.fernet_key": "set keys.fernet_key",
     "core.dags_folder": "DAGs live on the environment's Volume",
     "core.parallelism": "set executor.parallelism",
@@ -105,6 +111,15 @@ class ImageConfig:
 
 
 @dataclass(frozen=True)
+class UiUser:
+    """``ui.users.{name}``: who may log in to the UI, and as what: viewer, user, op or admin (see Airflow's
+    simple auth manager)."""
+
+    password: str = field(default="", repr=False)
+    role: str = "admin"
+
+
+@dataclass(frozen=True)
 class EnvironmentConfig:
     """A validated config.yaml."""
 
@@ -115,6 +130,7 @@ class EnvironmentConfig:
         default_factory=lambda: {names.DEFAULT_PROFILE: WorkerProfile()}
     )
     image: ImageConfig = field(default_factory=ImageConfig)
+    ui_users: Mapping[str, UiUser] = field(default_factory=dict)
     airflow: Mapping[str, str] = field(default_factory=dict, repr=False)
     fernet_key: str | None = field(default=None, repr=False)
 
@@ -129,6 +145,7 @@ class EnvironmentConfig:
             "executor": asdict(self.executor),
             "workers": {name: asdict(profile) for name, profile in self.workers.items()},
             "image": {"base": self.image.base, "secrets": list(self.image.secrets)},
+            "ui_users": {name: user.role for name, user in self.ui_users.items()},
         }
 
     @classmethod
@@ -140,6 +157,7 @@ class EnvironmentConfig:
             executor=ExecutorConfig(**settings["executor"]),
             workers={name: _tupled(WorkerProfile, profile) for name, profile in settings["workers"].items()},
             image=_tupled(ImageConfig, settings["image"]),
+            ui_users={name: UiUser(role=role) for name, role in settings["ui_users"].items()},
         )
 
 
@@ -162,7 +180,7 @@ def parse(data: Any, *, source: str, environ: Mapping[str, str]) -> EnvironmentC
     if not isinstance(data, Mapping):
         raise ConfigError(f"{source}: expected sections such as 'database:', found {kind(data)}")
     reader = Reader(source, environ)
-    sections = ["database", "scheduler", "executor", "workers", "image", "airflow", "keys"]
+    sections = ["database", "scheduler", "executor", "workers", "image", "ui", "airflow", "keys"]
     reader.known_keys("", data, [*sections, *_NOT_YET])
     for section, why in _NOT_YET.items():
         if section in data:
@@ -197,6 +215,7 @@ def parse(data: Any, *, source: str, environ: Mapping[str, str]) -> EnvironmentC
         executor=executor,
         workers=workers,
         image=image,
+        ui_users=_ui_users(reader, data),
         airflow=_airflow_options(reader, data),
         fernet_key=reader.text("keys.fernet_key", keys["fernet_key"]) if "fernet_key" in keys else None,
     )
@@ -213,6 +232,26 @@ def _workers(reader: Reader, data: Mapping[str, Any]) -> dict[str, WorkerProfile
             _task_seconds(reader, f"workers.{name}.timeout", profile.timeout)
         workers[str(name)] = profile
     return workers
+
+
+def _ui_users(reader: Reader, data: Mapping[str, Any]) -> dict[str, UiUser]:
+    section = reader.section(data, "ui", ["users"])
+    users = {}
+    for name in reader.section(section, "users", None, prefix="ui."):
+        where = f"ui.users.{name}"
+        if not _USER_NAME.fullmatch(str(name)):
+            raise ConfigError(
+                f"{reader.source}: {where}: a user's name consists of letters, digits and . _ @ + -"
+            )
+        user = reader.dataclass(UiUser, section["users"], str(name), prefix="ui.users.")
+        if not user.password:
+            raise ConfigError(f"{reader.source}: {where}.password is missing; such as ${{UI_PASSWORD}}")
+        if user.role not in UI_ROLES:
+            raise ConfigError(
+                f"{reader.source}: {where}.role must be one of {', '.join(UI_ROLES)}, found {user.role!r}"
+            )
+        users[str(name)] = user
+    return users
 
 
 def _task_seconds(reader: Reader, where: str, seconds: float) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_modal import names
@@ -69,6 +69,7 @@ class Manifest:
     """What ``create`` deployed.
 
     :param package: version of this package; ``airflow``, ``python``, ``modal`` and ``wire`` likewise.
+    :param image: id of the image that the functions run in.
     :param settings: the configuration without its secret parts (``EnvironmentConfig.to_settings``).
     :param airflow_options: names of the options in the configuration's ``airflow`` section.
     :param deployed_at: ISO 8601, UTC.
@@ -85,6 +86,7 @@ class Manifest:
     settings: Mapping[str, Any]
     airflow_options: tuple[str, ...]
     deployed_at: str
+    image: str | None = None
 
     def to_json(self) -> str:
         """Return the file's content."""
@@ -104,7 +106,7 @@ class Manifest:
                 name: DeployedProfile(profile["function"], tuple(profile["secrets"]), profile["timeout"])
                 for name, profile in data["profiles"].items()
             }
-            values = {f.name: data[f.name] for f in fields(cls)}
+            values = {f.name: data[f.name] for f in fields(cls) if f.name in data or f.default is MISSING}
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"incomplete deployment manifest ({type(error).__name__}: {error})") from None
         return cls(**{**values, "profiles": profiles, "airflow_options": tuple(values["airflow_options"])})

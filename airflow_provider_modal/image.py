@@ -56,6 +56,14 @@ def build_image(config: EnvironmentConfig) -> modal.Image:
     image = image.uv_pip_install(*requirements(config))
     if config.image.env:
         image = image.env(dict(config.image.env))
+    return with_package(image)
+
+
+def with_package(image: modal.Image) -> modal.Image:
+    """Return an image to which this package is mounted when a container starts.
+
+    :raises ConfigError: this package's installation is incomplete, so that it can't be shipped.
+    """
     image = image.add_local_dir(
         package_folder(), f"{REMOTE_ROOT}/{PACKAGE}", ignore=["**/__pycache__", "**/*.pyc"]
     )

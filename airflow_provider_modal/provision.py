@@ -31,6 +31,7 @@ from airflow_provider_modal.errors import (
     UnreachableError,
     kind_of,
 )
+from airflow_provider_modal.image import build_image
 from airflow_provider_modal.modal_errors import translated
 from airflow_provider_modal.steps import Progress, Status, Steps
 from airflow_provider_modal.volume.files import VolumeFiles
@@ -78,7 +79,7 @@ def create(
     :raises ModalflowError: a step failed; the text says what exists now and that running it again continues.
     """
     resources = names.ResourceNames(env)
-    app = _checked_app(config, env)
+    app, image = _checked_app(config, env)
     done = summary if summary is not None else CreateSummary(env)
     steps = Steps(progress, done.steps)
     try:
@@ -100,7 +101,7 @@ def create(
         with steps("schema") as report:
             database_steps.migrate(control, server, config.scheduler, report)
         with steps("manifest") as report:
-            done.manifest = describe(config, env)
+            done.manifest = describe(config, env, image=image.object_id)
             deployment.write(VolumeFiles.open(resources), done.manifest)
             report("updated", names.MANIFEST_PATH)
     except ModalflowError as error:
@@ -160,7 +161,7 @@ def exists(env: str) -> bool:
         return _find_app(resources.app) is not None
 
 
-def _checked_app(config: EnvironmentConfig, env: str) -> modal.App:
+def _checked_app(config: EnvironmentConfig, env: str) -> tuple[modal.App, modal.Image]:
     """Find what can be found wrong without touching anything."""
     if config.fernet_key is not None:
         # Airflow takes several keys, separated by commas, while they are rotated.
@@ -174,7 +175,8 @@ def _checked_app(config: EnvironmentConfig, env: str) -> modal.App:
                     "keys.fernet_key is not a Fernet key (32 bytes, URL-safe base64); leave it out to get "
                     "one, or make one: openssl rand -base64 32 | tr '+/' '-_'"
                 )
-    return build_app(config, env)
+    image = build_image(config)
+    return build_app(config, env, image=image), image
 
 
 def _put_secrets(
@@ -182,7 +184,8 @@ def _put_secrets(
 ) -> tuple[Status, str]:
     changeable = airflow_settings.secret_environment(config, resources.env)
     # Workers that reach Airflow by URL get the user's options, but neither database nor keys.
-    for_workers = {name: value for name, value in changeable.items() if name != airflow_settings.CONNECTION}
+    not_for_workers = (airflow_settings.CONNECTION, airflow_settings.UI_PASSWORDS)
+    for_workers = {name: value for name, value in changeable.items() if name not in not_for_workers}
     fernet_key = config.fernet_key or base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
     keys = airflow_settings.SecretKeys(
         fernet_key=fernet_key,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from airflow_provider_modal import __version__
-from airflow_provider_modal.cli import dags, environment, logs, runs, status
+from airflow_provider_modal.cli import dags, environment, logs, runs, status, ui
 from airflow_provider_modal.cli.failures import ReportingGroup
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ cli.add_command(dags.dags)
 cli.add_command(runs.runs)
 cli.add_command(status.status)
 cli.add_command(logs.logs)
+cli.add_command(ui.ui)
 
 
 def main() -> NoReturn:

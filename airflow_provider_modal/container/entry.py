@@ -71,6 +71,13 @@ def control(op: str, args: dict[str, Any]) -> dict[str, Any]:
     return operations.handle(_zygote(), op, args)
 
 
+def ui() -> Any:
+    """Return Airflow's own UI and API as an ASGI app, behind a login."""
+    from airflow_provider_modal.ui import serving
+
+    return serving.app()
+
+
 def _zygote() -> Zygote:
     if _started is None:
         raise ModalflowError(
