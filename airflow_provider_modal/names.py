@@ -148,6 +148,11 @@ def claim_key(dispatch: str) -> str:
     return f"claim:{dispatch}"
 
 
+def venv_key(key: str) -> str:
+    """Key of the state Dict: which container builds a virtualenv."""
+    return f"venv:{key}"
+
+
 def result_key(dispatch: str) -> str:
     """Key of the state Dict: how a dispatch ended."""
     return f"result:{dispatch}"

@@ -64,6 +64,7 @@ class TaskCall:
     :param partition: partition of the event Queue for the completion event.
     :param timeout: seconds the supervised run may take before it is stopped.
     :param env: environment variables for the task's process.
+    :param requirements: packages of the task's own, on top of the image's.
     :param on_container_loss: what a second delivery does when the first may have started user code.
     :param memory: MiB at which the container is killed, where the task asked for a limit of its own.
     :param log_lines: how many last lines of the task's log the reason of a failure ends with.
@@ -79,6 +80,7 @@ class TaskCall:
     partition: str
     timeout: float
     env: dict[str, str] = field(default_factory=dict, repr=False)
+    requirements: list[str] = field(default_factory=list)
     on_container_loss: ContainerLoss = "fail"
     memory: int | None = None
     log_lines: int = 0

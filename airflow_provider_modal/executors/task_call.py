@@ -42,6 +42,7 @@ def submission(
         partition=partition,
         timeout=wanted.timeout or deployed.timeout(chosen),
         env=dict(wanted.env),
+        requirements=list(wanted.requirements),
         on_container_loss=wanted.on_container_loss,
         memory=wanted.function.memory[1] if wanted.function.memory else None,
         log_lines=wanted.log_lines,

@@ -10,6 +10,7 @@
 ``cloud``              a cloud provider
 ``secrets``            names of Modal Secrets, in addition to the worker profile's
 ``env``                environment variables of the task's process; not for secrets
+``requirements``       packages on top of the image's, such as ``["pandas==2.2.3"]``
 ``timeout``            seconds that the task may run
 ``on_container_loss``  ``"fail"``, or ``"rerun"`` for a task that can safely start twice
 ``log_lines``          how many last lines of its log the reason of a failure ends with
@@ -32,6 +33,7 @@ from airflow_provider_modal import names
 from airflow_provider_modal.config import MAX_TASK_SECONDS
 from airflow_provider_modal.errors import ConfigError
 from airflow_provider_modal.executors.function_options import FunctionOptions
+from airflow_provider_modal.venvs import requirements
 from airflow_provider_modal.wire import ContainerLoss
 
 KEY = "modal"
@@ -52,8 +54,6 @@ _OF_A_PROFILE = (
 )
 _OF_A_PROFILE += "and choose the profile by the task's queue"
 _ELSEWHERE = {
-    "requirements": "is not available yet: add the packages to image.pip in config.yaml, or use a virtualenv "
-    "operator",
     "image": "can't be chosen by a task: all containers run in the image of config.yaml",
     "retries": "belongs to the operator: Airflow repeats tasks, Modal does not",
     "min_containers": _OF_A_PROFILE,
@@ -68,12 +68,14 @@ class TaskOptions:
     """What one task wants otherwise; without anything it is what its worker profile offers.
 
     :param function: what Modal is told; with the task's own Secrets only.
+    :param requirements: packages of its own, in one spelling and order.
     :param timeout: seconds that the task may run, if it says so.
     :param log_lines: how many last lines of the log a failure's reason ends with.
     """
 
     function: FunctionOptions = field(default_factory=FunctionOptions)
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    requirements: tuple[str, ...] = ()
     timeout: float | None = None
     on_container_loss: ContainerLoss = "fail"
     log_lines: int = 0
@@ -99,7 +101,7 @@ def read(executor_config: Any) -> TaskOptions:
         )
     of_task = {
         name: wanted.pop(name)
-        for name in ("env", "timeout", "on_container_loss", "log_lines")
+        for name in ("env", "requirements", "timeout", "on_container_loss", "log_lines")
         if name in wanted
     }
     return TaskOptions(FunctionOptions(**wanted), **of_task)
@@ -245,6 +247,11 @@ def _env(key: str, value: Any) -> dict[str, str]:
     return dict(value)
 
 
+def _requirements(key: str, value: Any) -> tuple[str, ...]:
+    texts = _texts(key, value, "a list of requirements, such as ['pandas==2.2.3']")
+    return requirements.normalised(texts, f"executor_config[{KEY!r}][{key!r}]")
+
+
 def _timeout(key: str, value: Any) -> float:
     allowed = (
         f"a number of seconds greater than 0 and at most {MAX_TASK_SECONDS}, for Modal ends calls after "
@@ -273,6 +280,7 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "cloud": _cloud,
     "secrets": _secrets,
     "env": _env,
+    "requirements": _requirements,
     "timeout": _timeout,
     "on_container_loss": _on_container_loss,
     "log_lines": _log_lines,

@@ -37,6 +37,7 @@ from airflow_provider_modal.container.execution_api import (
     leave_out_old_versions,
 )
 from airflow_provider_modal.container.processes import signal_name
+from airflow_provider_modal.venvs import activation
 from airflow_provider_modal.wire import Outcome
 
 log = logging.getLogger(__name__)
@@ -143,8 +144,12 @@ def supervise(workload: str, lost_container: str | None = None) -> dict[str, Any
 
 
 def become_supervisor() -> None:
-    """Make this process one that Airflow trusts, and those that it forks ones that run user code."""
+    """Make this process one that Airflow trusts, and those that it forks ones that run user code.
+
+    :raises ModalflowError: that code asks for packages which can't be had any more.
+    """
     os.environ[PROCESS_CONTEXT] = "server"
+    activation.in_forks()
     # A client looks up connections and variables as such.
     os.register_at_fork(after_in_child=lambda: os.environ.update({PROCESS_CONTEXT: "client"}))
 

@@ -15,22 +15,18 @@ import logging
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from airflow_provider_modal import airflow_settings, names, version_compat, wire
-from airflow_provider_modal.container import identity
 from airflow_provider_modal.container.zygote import Outcome, Zygote, ZygoteError
 from airflow_provider_modal.errors import ModalflowError, UnreachableError
 from airflow_provider_modal.log import tail
 from airflow_provider_modal.log.task_log import TaskLog
+from airflow_provider_modal.venvs.provision import Venvs
 from airflow_provider_modal.volume import dag_versions
-from airflow_provider_modal.volume.files import VolumeFiles
-from airflow_provider_modal.worker import claim, limits, memory, report
+from airflow_provider_modal.worker import claim, limits, memory, venvs
+from airflow_provider_modal.worker.container import Container
 from airflow_provider_modal.worker.patience import GaveUpError, patiently
-
-if TYPE_CHECKING:
-    import modal
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +45,7 @@ def execute(zygote: Zygote, call: Mapping[str, Any]) -> dict[str, Any]:
         next delivery finds it.
     """
     with limits.cancellation() as cancelled:
-        container = _Container.of_this_process()
+        container = Container.of_this_process()
         try:
             task_call = wire.TaskCall.from_wire(call)
         except wire.WireError as error:
@@ -64,49 +60,7 @@ def execute(zygote: Zygote, call: Mapping[str, Any]) -> dict[str, Any]:
     return completion.to_wire()
 
 
-@dataclass(frozen=True)
-class _Container:
-    """Handles of the environment's resources, and who this is."""
-
-    resources: names.ResourceNames
-    state: modal.Dict
-    events: modal.Queue
-    files: VolumeFiles
-    id: str
-    call_id: str | None
-
-    @classmethod
-    def of_this_process(cls) -> _Container:
-        import modal
-
-        resources = airflow_settings.deployed_names()
-        return cls(
-            resources=resources,
-            state=modal.Dict.from_name(resources.state_dict),
-            events=modal.Queue.from_name(resources.events_queue),
-            files=VolumeFiles.open(resources, airflow_settings.volume_mount()),
-            id=identity.container_id(),
-            call_id=identity.call_id(),
-        )
-
-    def reload(self) -> None:
-        """Show this container's mount what others have committed to the Volume."""
-        import modal
-
-        modal.Volume.from_name(self.resources.volume).reload()
-
-    def report(self, completion: wire.Completion, *, partition: str, wakes_scheduler: bool) -> None:
-        report.report(
-            self.resources,
-            self.state,
-            self.events,
-            completion,
-            partition=partition,
-            wakes_scheduler=wakes_scheduler,
-        )
-
-
-def _refuse(container: _Container, call: Mapping[str, Any], reason: str) -> dict[str, Any]:
+def _refuse(container: Container, call: Mapping[str, Any], reason: str) -> dict[str, Any]:
     """Report a call that can't be understood, as far as it says whom to tell."""
     log.error("the task call is refused: %s", reason)
     try:
@@ -133,7 +87,7 @@ class _Run:
     """One delivery of one dispatch."""
 
     def __init__(
-        self, container: _Container, zygote: Zygote, call: wire.TaskCall, cancelled: limits.Cancellation
+        self, container: Container, zygote: Zygote, call: wire.TaskCall, cancelled: limits.Cancellation
     ) -> None:
         self.container = container
         self.zygote = zygote
@@ -144,6 +98,7 @@ class _Run:
         """The container that had the call before."""
         self.supervised = False
         """The task's supervisor was started here."""
+        self.time_limit = call.timeout
         self.log = TaskLog(
             container.files,
             airflow_settings.log_folder(),
@@ -231,6 +186,7 @@ class _Run:
         """Get ready whatever a task needs and return its environment variables; may take a while."""
         self._refresh_mount()
         env = {**self.call.env, **self._dag_version(), airflow_settings.DISPATCH: self.call.dispatch}
+        env.update(self._virtualenv(env.get(dag_versions.HEAD_VARIABLE)))
         self.zygote.ready()
         return env
 
@@ -252,11 +208,12 @@ class _Run:
             memory_alarm=memory.NEAR * limit if limit is not None else float("inf"),
         ):
             self.supervised = True
+            self.time_limit = venvs.time_limit(self.call, self.started_at)
             target, arguments = self._target(verdict)
             child = self.zygote.spawn(target, arguments, env)
             ending = limits.await_end(
                 child,
-                self.call.timeout,
+                self.time_limit,
                 self.cancelled,
                 on_stop=self._note_stop,
                 on_kill=lambda grace: self.log.note(
@@ -289,6 +246,8 @@ class _Run:
             return "failed", self._out_of_memory()
         if outcome.error is None:
             return "failed", outcome.result["reason"]
+        if outcome.error_kind is not None:
+            return "failed", outcome.error
         return "failed", f"the task's supervisor ended unexpectedly: {outcome.error}"
 
     def _out_of_memory(self) -> str:
@@ -330,8 +289,11 @@ class _Run:
                 f"was not started again. If the task can run twice, give it retries or {claim.RERUN}"
             )
         profile, _ = self._profile_and_memory()
+        late = ""
+        if self.time_limit < self.call.timeout:
+            late = f", which is {self.call.timeout:g} s without what the container needed to get ready"
         return (
-            f"timeout: the task ran longer than its limit of {self.call.timeout:g} s; set "
+            f"timeout: the task ran longer than its limit of {self.time_limit:g} s{late}; set "
             "executor_config={'modal': {'timeout': seconds}}, or raise "
             f"workers.{profile}.timeout in config.yaml and run: modalflow create"
         )
@@ -375,6 +337,20 @@ class _Run:
             )
         dag_versions.materialise(self.container.files, digest, dag_versions.default_root())
         return {dag_versions.HEAD_VARIABLE: digest}
+
+    def _virtualenv(self, digest: str | None) -> dict[str, str]:
+        """Put the packages onto local disk that the image lacks, and return the variables that tell of them.
+
+        :param digest: of the DAG version, if the code comes from the Volume.
+        """
+        root = dag_versions.default_root()
+        wanted = venvs.wanted(self.call, dag_versions.local_path(root, digest) if digest else None)
+        if not wanted:
+            return {}
+        available = Venvs(
+            self.container.files, self.container.state, holder=self.container.id, note=self.log.note
+        )
+        return venvs.environment(available, wanted, self.call, self.started_at, self.cancelled)
 
 
 def _of_workload(call: wire.TaskCall, part: str) -> dict[str, Any]:

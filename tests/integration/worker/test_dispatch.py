@@ -8,13 +8,14 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import modal
 import pytest
 
 from airflow_provider_modal import airflow_settings, app, names, wire
-from airflow_provider_modal.config import EnvironmentConfig, SchedulerConfig, WorkerProfile
+from airflow_provider_modal.config import EnvironmentConfig, ImageConfig, SchedulerConfig, WorkerProfile
 from airflow_provider_modal.log import reader
 from airflow_provider_modal.volume import dag_versions
 from airflow_provider_modal.volume.files import VolumeFiles
@@ -23,9 +24,11 @@ from local_modal.testing import LocalModal, wait_until
 from tests.acceptance.recorder import Recorder
 from tests.integration.worker.airflow_host import DAGS, AirflowHost, airflow_host, database_of
 from tests.support.modal_env import using
+from tests.support.wheels import add_wheel
 
 DAG = "worker_dag"
 PARTITION = "scheduler"
+WHEELS = f"{airflow_settings.DEFAULT_VOLUME_PATH}/wheels"
 
 
 @dataclass
@@ -118,6 +121,7 @@ def environment(
         config = EnvironmentConfig(
             url,
             scheduler=SchedulerConfig(interval_seconds=36000),
+            image=ImageConfig(env={"UV_NO_INDEX": "1", "UV_FIND_LINKS": WHEELS}),
             workers={"default": WorkerProfile(max_containers=1, scaledown_window=120)},
         )
         modal.Dict.from_name(resources.state_dict, create_if_missing=True).hydrate()
@@ -292,6 +296,47 @@ def test_call_of_another_release_is_refused(environment: Environment) -> None:
     assert "redeploy" in str(environment.event(call).reason)
     answer = environment.spawn({"nonsense": True}).get(timeout=60)
     assert answer["outcome"] == "failed" and "not a versioned message" in answer["reason"]
+
+
+def test_task_gets_the_packages_that_it_asks_for(environment: Environment, tmp_path: Path) -> None:
+    cli = "def main():\n    print('hello')\n"
+    add_wheel(
+        tmp_path,
+        "greeter",
+        "1.0",
+        {"greeter/__init__.py": "", "greeter/cli.py": cli},
+        commands={"greet": "greeter.cli:main"},
+    )
+    environment.files.write_many({f"wheels/{wheel.name}": wheel for wheel in tmp_path.iterdir()})
+
+    def asked(*requirements: str) -> tuple[wire.TaskCall, wire.Completion]:
+        call = environment.queued("greeted", requirements=list(requirements))
+        environment.spawn(call.to_wire()).get(timeout=120)
+        return call, environment.event(call)
+
+    call, completion = asked("greeter==1.0")
+    assert (completion.outcome, completion.reason) == ("done", None)
+    (record,) = environment.recorder.events("greeted")
+    assert record["said"] == "hello\n" and record["greeter"].startswith(record["venv"])
+    log = "\n".join(environment.log(call))
+    assert "building the virtualenv" in log and "built the virtualenv" in log
+    call, completion = asked("greeter == 1.0")
+    assert completion.outcome == "done" and "virtualenv" not in "\n".join(environment.log(call))
+    # Nothing of it is left in what all tasks of the container share.
+    quick = environment.queued("greeted")
+    environment.spawn(quick.to_wire()).get(timeout=120)
+    environment.event(quick)
+    assert "No module named 'greeter'" in "\n".join(environment.log(quick))
+
+    for requirement, told in (
+        ("pydantic<2", "Airflow in this image needs pydantic 2"),
+        ("absent", "absent was not found"),
+        ("absent @ https://u:hunter2@host/a.whl", "holds a user or password"),
+    ):
+        call, completion = asked(requirement)
+        assert completion.outcome == "failed" and told in str(completion.reason)
+        assert "hunter2" not in str(completion.reason)
+        assert told in "\n".join(environment.log(call))
 
 
 def test_missing_dag_version_is_told(environment: Environment) -> None:

@@ -42,6 +42,8 @@ def test_what_the_worker_is_told() -> None:
     options = read(env={"A": "b"}, timeout=1.5, on_container_loss="rerun", log_lines=20)
     assert options == TaskOptions(env={"A": "b"}, timeout=1.5, on_container_loss="rerun", log_lines=20)
     assert not options.function
+    asked = read(requirements=["NumPy>=1,<3", "pandas == 2.2.3", "numpy<3,>=1"]).requirements
+    assert asked == ("numpy<3,>=1", "pandas==2.2.3")
 
 
 @pytest.mark.parametrize(
@@ -90,7 +92,8 @@ def test_equal_wishes_are_one_variant() -> None:
         ("on_container_loss", {}, ["found dict"]),
         ("log_lines", 101, ["from 0 to 100"]),
         ("log_lines", 1.5, ["whole number"]),
-        ("requirements", ["pandas"], ["not available yet", "image.pip"]),
+        ("requirements", "pandas", ["a list of requirements", "found 'pandas'"]),
+        ("requirements", ["-r more.txt"], ["such as 'pandas==2.2.3'", "found '-r more.txt'"]),
         ("image", "x", ["image of config.yaml"]),
         ("retries", 3, ["belongs to the operator"]),
         ("max_containers", 3, ["property of a worker profile", "queue"]),

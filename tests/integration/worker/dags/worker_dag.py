@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import time
 
 from airflow.sdk import DAG, BaseOperator, task
@@ -55,6 +56,13 @@ with DAG("worker_dag", schedule=None) as dag:
         return "value"
 
     @task
+    def greeted() -> None:
+        import greeter
+
+        said = subprocess.run(["greet"], capture_output=True, text=True, check=True).stdout
+        record("greeted", greeter=greeter.__file__, said=said, venv=os.environ["MODALFLOW_VENV"])
+
+    @task
     def fails() -> None:
         record("started")
         raise ValueError("the task is wrong")
@@ -85,6 +93,7 @@ with DAG("worker_dag", schedule=None) as dag:
             time.sleep(0.05)
 
     quick()
+    greeted()
     hungry()
     fails()
     killed()
