@@ -83,7 +83,7 @@ class VenvStore:
             made_at=now,
             used_at=now,
         )
-        self._files.write_many({stored.archive: local})
+        self._files.write(stored.archive, local)
         # Last, because whoever follows it must find all of the archive.
         self._files.write(_pointer(key), _bytes(stored))
         return stored
@@ -94,11 +94,11 @@ class VenvStore:
         :raises FileNotFoundError: it was removed meanwhile.
         :raises DamagedError: it is not what was stored.
         """
-        target.write_bytes(self._files.read_immutable(stored.archive))
+        self._files.download(stored.archive, target, immutable=True)
         if _fits(stored, target):
             return
         # The mount may have been written to by a task; the SDK's answer is the Volume's own.
-        target.write_bytes(self._files.read(stored.archive))
+        self._files.download(stored.archive, target)
         if not _fits(stored, target):
             raise DamagedError(
                 f"{stored.archive} on the Volume is damaged: it has {target.stat().st_size:,} bytes, of "
