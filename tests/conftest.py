@@ -24,6 +24,7 @@ SHARED_ENVIRONMENT = (
     "test_deadline_callback",
     "test_deferred_tasks",
     "test_task_options",
+    "test_ui",
 )
 """Modules of the acceptance tests that share one environment, whose creation takes half a minute."""
 MOST_LINES = 40

@@ -56,6 +56,12 @@ _TRIGGERER_RESTS = f"""
      WHERE id = (SELECT max(id) FROM job WHERE job_type = %(type)s AND executor_class = %(marker)s)
        AND end_date IS NOT NULL AND NOT {WAITING}
 """
+# Before the first trigger there is no row at all, which the UI shows as a triggerer that is broken.
+_TRIGGERER_BORN = """
+    INSERT INTO job (job_type, state, executor_class, hostname, unixname, start_date, end_date, latest_heartbeat)
+    SELECT %(type)s, 'running', %(marker)s, %(hostname)s, 'modal', now(), now(), now()
+     WHERE NOT EXISTS (SELECT 1 FROM job WHERE job_type = %(type)s AND executor_class = %(marker)s)
+"""
 _STRANGERS = """
     SELECT hostname FROM job
      WHERE job_type = %(type)s AND state = 'running' AND executor_class IS DISTINCT FROM %(marker)s
@@ -96,6 +102,7 @@ def leave_healthy(connection: Connection, env: str, job_id: int, hostname: str) 
     """
     _execute(connection, _LEFT_RUNNING, env, SCHEDULER_JOB, id=job_id)
     _execute(connection, _TRIGGERER_RESTS, env, TRIGGERER_JOB)
+    _execute(connection, _TRIGGERER_BORN, env, TRIGGERER_JOB, hostname=hostname)
     with connection.cursor() as cursor:
         values = {"type": DAG_PROCESSOR_JOB, "marker": marker(env), "hostname": hostname}
         cursor.execute(_PROCESSOR_BEATS, values)

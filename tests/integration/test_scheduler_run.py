@@ -176,8 +176,10 @@ def test_health_is_green_between_runs(airflow_children: AirflowChildren) -> None
     with airflow_children.connection() as connection:
         jobs.leave_healthy(connection, ENV, done["job_id"], done["hostname"])
         jobs.leave_healthy(connection, ENV, done["job_id"], done["hostname"])
-    assert _health(airflow_children) == {"scheduler": "healthy", "dag_processor": "healthy"}
-    assert airflow_children.sql("SELECT count(*) FROM job WHERE job_type = 'DagProcessorJob'") == [(1,)]
+    assert _health(airflow_children) == dict.fromkeys(("scheduler", "dag_processor", "triggerer"), "healthy")
+    assert airflow_children.sql(
+        "SELECT job_type, count(*) FROM job WHERE job_type <> 'SchedulerJob' GROUP BY 1 ORDER BY 1"
+    ) == [("DagProcessorJob", 1), ("TriggererJob", 1)]
 
 
 def test_old_job_rows_are_pruned_unless_tasks_need_them(airflow_children: AirflowChildren) -> None:
@@ -204,4 +206,4 @@ def _old_job(connection: psycopg2.extensions.connection, marker: str) -> None:
 
 def _health(children: AirflowChildren) -> dict[str, str]:
     health = json.loads(children.run("tests.support.airflow_children:health"))
-    return {part: health[part]["status"] for part in ("scheduler", "dag_processor")}
+    return {part: health[part]["status"] for part in ("scheduler", "dag_processor", "triggerer")}
