@@ -40,6 +40,8 @@ SLEEP_UNTIL_KEY = "sleep_until"
 """What the last tick found, and how long that holds."""
 RUNS_KEY = "runs"
 """The last scheduler runs."""
+DAG_TREE_KEY = "dag-tree"
+"""Who changes the DAG tree as a whole at the moment (see ``volume.dag_lock``)."""
 
 SCHEDULER_PARTITION = "scheduler"
 """Partition of the event Queue that a serverless scheduler reads."""

@@ -21,9 +21,11 @@ from airflow.configuration import conf
 from airflow.dag_processing.bundles import base
 
 from airflow_provider_modal import airflow_settings
+from airflow_provider_modal.bundles import dag_modules
 from airflow_provider_modal.errors import ConfigError, ModalflowError
 from airflow_provider_modal.names import ResourceNames
-from airflow_provider_modal.volume import dag_versions
+from airflow_provider_modal.volume import dag_copies, dag_versions
+from airflow_provider_modal.volume.dag_lock import DagTreeLock
 from airflow_provider_modal.volume.files import VolumeFiles
 
 
@@ -31,7 +33,9 @@ class VolumeDagBundle(base.BaseDagBundle):
     """The DAG tree of an environment's Volume, by version.
 
     Several processes and threads may use it at the same time: a version's folder appears complete or not at
-    all and never changes afterwards.
+    all and never changes afterwards. Modules in the tree's ``include/`` can be imported by their own names.
+
+    There is no ``view_url``: what an environment's Volume holds has no page that shows one version.
 
     :param environment: name of the environment; by default the ``[modal] environment`` option.
     """
@@ -41,10 +45,9 @@ class VolumeDagBundle(base.BaseDagBundle):
     def __init__(self, *, environment: str | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._environment = environment
+        self._in_container = airflow_settings.ROLE in os.environ
         # Elsewhere Airflow's own folder, where it removes versions that nobody uses any more.
-        self._root = (
-            dag_versions.default_root() if airflow_settings.ROLE in os.environ else Path(self.versions_dir)
-        )
+        self._root = dag_copies.default_root() if self._in_container else Path(self.versions_dir)
         self._digest: str | None = self.version
 
     def initialize(self) -> None:
@@ -54,8 +57,7 @@ class VolumeDagBundle(base.BaseDagBundle):
         """
         digest = self.version or os.environ.get(dag_versions.HEAD_VARIABLE)
         if digest is None:
-            files = self._files()
-            digest = dag_versions.head(files) or dag_versions.snapshot(files).digest
+            digest = dag_versions.head(self._files()) or self._snapshot()
         self._use(digest)
         super().initialize()
 
@@ -68,7 +70,7 @@ class VolumeDagBundle(base.BaseDagBundle):
             raise ModalflowError(
                 f"bundle {self.name} was opened for version {self.version}; it can't move to another"
             )
-        self._use(os.environ.get(dag_versions.HEAD_VARIABLE) or dag_versions.snapshot(self._files()).digest)
+        self._use(os.environ.get(dag_versions.HEAD_VARIABLE) or self._snapshot())
 
     def get_current_version(self) -> Any:
         """Return the digest of the version in use, in the form that this Airflow asks for."""
@@ -82,25 +84,31 @@ class VolumeDagBundle(base.BaseDagBundle):
         """Return the folder with the version's files; complete once the bundle is initialized."""
         if self._digest is None:
             return self._root / "not-initialized"
-        return dag_versions.local_path(self._root, self._digest)
+        return dag_copies.local_path(self._root, self._digest)
 
     def _use(self, digest: str) -> None:
         try:
-            present = dag_versions.local_path(self._root, digest).is_dir()
+            folder = dag_copies.local_path(self._root, digest)
         except ValueError as error:
             raise ModalflowError(f"bundle {self.name}: {error}") from None
-        if not present:
-            dag_versions.materialise(self._files(), digest, self._root)
+        if not folder.is_dir():
+            dag_copies.materialise(self._files(), digest, self._root)
         self._digest = digest
+        dag_modules.use(folder, bundle=self.name, plugins=self._in_container)
+
+    def _snapshot(self) -> str:
+        return dag_versions.snapshot(self._files(), lock=DagTreeLock.open(self._resources())).digest
 
     def _files(self) -> VolumeFiles:
+        return VolumeFiles.open(
+            self._resources(), airflow_settings.volume_mount() if self._in_container else None
+        )
+
+    def _resources(self) -> ResourceNames:
         environment = self._environment or conf.get("modal", "environment", fallback=None)
         if not environment:
             raise ConfigError(
                 f"bundle {self.name} does not know its environment: set [modal] environment, or "
                 '"environment" in the bundle\'s kwargs'
             )
-        in_container = airflow_settings.ROLE in os.environ
-        return VolumeFiles.open(
-            ResourceNames(environment), airflow_settings.volume_mount() if in_container else None
-        )
+        return ResourceNames(environment)

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from airflow_provider_modal import names
-from airflow_provider_modal.cli import dag_arrival, dag_file, modal_access
+from airflow_provider_modal.cli import dag_arrival, dag_file, dags_sync, modal_access
 from airflow_provider_modal.cli.failures import interruptible
 from airflow_provider_modal.cli.options import env_flag, environment_command, json_option
 from airflow_provider_modal.cli.output import note, print_json, print_table, print_text, table, waiting
+from airflow_provider_modal.cli.waking import wake
 from airflow_provider_modal.config import SchedulerConfig
 from airflow_provider_modal.errors import ConfigError, NotFoundError
 from airflow_provider_modal.names import ResourceNames
@@ -29,6 +30,9 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 @click.group()
 def dags() -> None:
     """Upload, list and trigger DAGs."""
+
+
+dags.add_command(dags_sync.sync)
 
 
 def _upload_options(command: Command) -> Command:
@@ -135,7 +139,7 @@ def delete(resources: ResourceNames, as_json: bool, name: str, yes: bool) -> Non
     if not yes:
         click.confirm(f"Remove {name} from the environment {resources.env}?", abort=True, err=True)
     access.files.remove(f"{names.DAGS_FOLDER}/{name}")
-    _wake(resources, f"DAG file {name} deleted")
+    wake(resources, f"DAG file {name} deleted")
     if as_json:
         print_json({"file": name, "outcome": "deleted"})
     else:
@@ -273,7 +277,7 @@ def _upload(
     if outcome != "unchanged":
         access.files.write(f"{names.DAGS_FOLDER}/{path.name}", content)
     # Also for a file that is there: a former command may have been interrupted before it got here.
-    woken = _wake(access.resources, f"DAG file {path.name} {outcome}")
+    woken = wake(access.resources, f"DAG file {path.name} {outcome}")
     if as_json:
         dag_ids = checked.dag_ids if checked else None
         print_json({"file": path.name, "outcome": outcome, "dag_ids": dag_ids, "scheduler_woken": woken})
@@ -282,8 +286,8 @@ def _upload(
     print_text(f"{path.name}: {outcome}{defined}")
     if checked and checked.beside:
         note(
-            f"It imports {', '.join(checked.beside)} from its own folder; put that onto the Volume too: "
-            f"modal volume put {access.resources.volume} {checked.beside[0]} {names.DAGS_FOLDER}/"
+            f"It imports {', '.join(checked.beside)} from its own folder; to upload all of it: "
+            f"modalflow dags sync{env_flag(access.resources)} {path.parent}"
         )
     if woken:
         note(f"The scheduler parses it now; to see it: modalflow dags list{env_flag(access.resources)}")
@@ -304,22 +308,6 @@ def _parse_timeout(access: Access) -> float:
     # Read by name: the environment may be of another release.
     deployed = access.manifest.settings.get("scheduler", {}).get("parse_timeout_seconds")
     return float(deployed or SchedulerConfig.parse_timeout_seconds)
-
-
-def _wake(resources: ResourceNames, reason: str) -> bool:
-    """Ask for a scheduler run; that fails softly because the schedule finds the change as well."""
-    from modal import exception
-
-    from airflow_provider_modal import wakeup
-
-    try:
-        wakeup.request_run(resources, reason)
-    except exception.Error as error:
-        note(
-            f"The file is stored, but the scheduler could not be woken ({error}); its schedule will find it."
-        )
-        return False
-    return True
 
 
 def _conf(text: str) -> dict[str, Any]:

@@ -70,6 +70,15 @@ def seconds(value: float | None) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
+def size_text(number: int) -> str:
+    """Return a number of bytes for people: ``812 bytes``, ``3.4 MiB``."""
+    if number < 1024:
+        return f"{number} byte{'' if number == 1 else 's'}"
+    units = ("KiB", "MiB", "GiB", "TiB")
+    power = min((number.bit_length() - 1) // 10, len(units))
+    return f"{number / 1024**power:.1f} {units[power - 1]}"
+
+
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
     """Say on stderr what is being waited for, once that has taken two seconds."""

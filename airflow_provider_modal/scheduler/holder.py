@@ -29,8 +29,10 @@ from airflow_provider_modal.names import ResourceNames
 from airflow_provider_modal.scheduler import due, history, jobs
 from airflow_provider_modal.scheduler import run as child_targets
 from airflow_provider_modal.scheduler.parsing import Limits
+from airflow_provider_modal.scheduler.unchanged import unchanged_files
 from airflow_provider_modal.triggerer import keeper
-from airflow_provider_modal.volume import dag_versions
+from airflow_provider_modal.volume import dag_copies, dag_versions
+from airflow_provider_modal.volume.dag_lock import DagTreeLock
 from airflow_provider_modal.volume.files import VolumeFiles
 
 log = logging.getLogger(__name__)
@@ -120,6 +122,8 @@ class _Run:
         self._resources = resources
         self._started = started
         self._worker = Worker()
+        self._code: dict[str, str] = {}
+        """Names the DAG version for the child that schedules, if that has plugins."""
 
     def work(self) -> dict[str, Any]:
         summary: dict[str, Any] = {}
@@ -146,7 +150,7 @@ class _Run:
         scheduled = self._in_child(
             child_targets.SCHEDULE,
             {"env": self._resources.env, "max_seconds": self._seconds_left()},
-            {},
+            self._code,
             self._seconds_left() + END_SECONDS,
         )
         summary["schedule"] = scheduled
@@ -162,12 +166,15 @@ class _Run:
         """Parse what must be parsed; running tasks are looked after even when that is not possible."""
         files = VolumeFiles.open(self._resources, airflow_settings.volume_mount())
         try:
-            version = dag_versions.snapshot(files)
+            version = dag_versions.snapshot(files, lock=DagTreeLock.open(self._resources))
+            if any(path.startswith(f"{dag_copies.PLUGINS}/") for path in version.files):
+                dag_copies.materialise(files, version.digest, dag_copies.default_root())
+                self._code = {dag_versions.HEAD_VARIABLE: version.digest}
             need = due.parse_need(self._lock.connection, version.digest, empty=not version.files)
             if not need.reasons:
                 return {"skipped": "nothing changed"}
-            dag_versions.materialise(files, version.digest, dag_versions.default_root())
-            unchanged = _unchanged(files, version, need.parsed_version)
+            dag_copies.materialise(files, version.digest, dag_copies.default_root())
+            unchanged = unchanged_files(files, self._lock.connection, version, need.parsed_version)
         except ModalflowError as error:
             log.error("DAG files can't be parsed in this run: %s", error)
             return {"error": str(error)}
@@ -264,18 +271,3 @@ def _ask_for_another(resources: ResourceNames, reason: str) -> None:
         log.warning(
             "no further run could be asked for: %s: %s; the schedule will", type(error).__name__, error
         )
-
-
-def _unchanged(files: VolumeFiles, version: dag_versions.DagVersion, parsed: str | None) -> list[str]:
-    """Return the files that are the same in the version that was parsed last."""
-    if parsed is None:
-        return []
-    if parsed == version.digest:
-        return sorted(version.files)
-    try:
-        before = dag_versions.read_version(files, parsed).files
-    except ModalflowError as error:
-        # A picture of the past that is gone or damaged must not keep the present from being parsed.
-        log.warning("every DAG file is parsed: %s", error)
-        return []
-    return sorted(path for path, content in version.files.items() if before.get(path) == content)

@@ -11,6 +11,7 @@ import importlib
 from typing import Any
 
 from airflow_provider_modal import version_compat
+from airflow_provider_modal.bundles import dag_modules
 
 PARSE = "airflow_provider_modal.scheduler.run:parse"
 SCHEDULE = "airflow_provider_modal.scheduler.run:main"
@@ -30,6 +31,8 @@ def main(env: str, max_seconds: float) -> dict[str, Any]:
     :return: ``job_id``, ``hostname``, ``loops``, ``queued``, ``events``, ``running``, ``deferred``,
         ``seconds`` and ``stopped``: see ``bounded.Reason``; ``signal`` if the child was told to end.
     """
+    # Timetables and the like may be plugins.
+    dag_modules.use_current()
     result: dict[str, Any] = _adapter().schedule(env, max_seconds)
     return result
 

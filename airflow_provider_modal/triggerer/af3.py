@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from airflow import settings
@@ -26,10 +26,10 @@ from sqlalchemy import select
 from sqlalchemy.orm import configure_mappers
 
 from airflow_provider_modal import names
+from airflow_provider_modal.bundles import dag_modules
 from airflow_provider_modal.container.execution_api import leave_out_old_versions
 from airflow_provider_modal.scheduler import jobs
 from airflow_provider_modal.triggerer import logs
-from airflow_provider_modal.triggerer.code import PLUGINS
 from airflow_provider_modal.triggerer.waker import Waker
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def run_triggers(env: str, max_seconds: float, linger_seconds: float, folder: st
     :param folder: the DAG tree on local disk, whose modules triggers may come from.
     """
     if folder is not None:
-        sys.path += [folder, f"{folder}/{PLUGINS}"]
+        dag_modules.use(Path(folder), plugins=True)
     job = Job(executor_class=jobs.marker(env))
     rule = BoundedSupervisor.rule = _Rule(
         time.monotonic() + max_seconds, linger_seconds, Waker(names.ResourceNames(env))

@@ -1,7 +1,7 @@
 """Where do triggers come from that are the user's own?
 
 Airflow's triggerer imports a trigger by its class path. Besides installed packages it finds what the DAG tree
-holds: modules at its top, and those in its ``plugins/``.
+holds: modules at its top, and those in its ``plugins/`` and ``include/``.
 """
 
 from __future__ import annotations
@@ -14,13 +14,11 @@ from psycopg2.extensions import connection as Connection
 
 from airflow_provider_modal import airflow_settings, names
 from airflow_provider_modal.errors import ModalflowError
-from airflow_provider_modal.volume import dag_versions
+from airflow_provider_modal.volume import dag_copies
 from airflow_provider_modal.volume.files import VolumeFiles
 
 log = logging.getLogger(__name__)
 
-PLUGINS = "plugins"
-"""Folder of the DAG tree that is Airflow's ``plugins_folder``."""
 _STATE = """
     SELECT (SELECT version FROM dag_bundle WHERE name = %s),
            ARRAY(SELECT DISTINCT split_part(classpath, '.', 1) FROM trigger)
@@ -44,7 +42,7 @@ class Code:
             return False
         return any(
             (place / f"{module}.py").is_file() or (place / module).is_dir()
-            for place in (self.folder, self.folder / PLUGINS)
+            for place in (self.folder, *(self.folder / name for name in dag_copies.NO_DAGS))
         )
 
 
@@ -56,7 +54,7 @@ def current(connection: Connection, files: VolumeFiles) -> tuple[Code, list[str]
     if digest is None:
         return Code(), modules
     try:
-        return Code(digest, dag_versions.materialise(files, digest, dag_versions.default_root())), modules
+        return Code(digest, dag_copies.materialise(files, digest, dag_copies.default_root())), modules
     except ModalflowError as error:
         log.error("triggers run without the user's own modules: %s", error)
         return Code(digest), modules

@@ -1,4 +1,4 @@
-"""Which DAG code is current, and how does a container get exactly that?
+"""Which DAG code is current?
 
 ``dags/`` on the Volume is a plain tree into which people put files at any time, with our commands or with
 Modal's. A **DAG version** is an immutable picture of it: the digest of its sorted (path, sha256) pairs.
@@ -7,35 +7,34 @@ Modal's. A **DAG version** is an immutable picture of it: the digest of its sort
     .modalflow/dag-versions/{digest}.json  which paths have which content
     .modalflow/dags-head.json            the current version, and the listing that it was made from
 
-``snapshot`` is called by one process at a time (the scheduler's lock holder) and costs one listing and one
-read while nothing changes. ``materialise`` puts a version onto local disk, for parser and workers alike, so
-that a task runs with the code that was parsed.
+``snapshot`` costs one listing and one read while nothing changes. ``volume.dag_copies`` puts a version onto
+local disk, for parser and workers alike, so that a task runs with the code that was parsed.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
-import os
 import re
-import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from airflow_provider_modal import airflow_settings, names
+from airflow_provider_modal import names
 from airflow_provider_modal.errors import ModalflowError, NotFoundError
+from airflow_provider_modal.volume import dag_tree
+from airflow_provider_modal.volume.dag_lock import DagTreeLock, TreeBusyError
+from airflow_provider_modal.volume.dag_tree import FILES_FOLDER
 from airflow_provider_modal.volume.files import Entry, VolumeFiles
-from airflow_provider_modal.volume.paths import below, inner_path
+from airflow_provider_modal.volume.paths import inner_path
 
 log = logging.getLogger(__name__)
 
-FILES_FOLDER = f"{names.INTERNAL_FOLDER}/dag-files"
 VERSIONS_FOLDER = f"{names.INTERNAL_FOLDER}/dag-versions"
 HEAD_PATH = f"{names.INTERNAL_FOLDER}/dags-head.json"
 HEAD_VARIABLE = "MODALFLOW_DAG_VERSION"
@@ -46,6 +45,8 @@ RACY_SECONDS = 5.0
 """A file modified less than this before its listing may change again without its mtime (whole seconds)
 showing it; allows for clocks that differ by a few seconds. Such a file is read again next time."""
 SNAPSHOT_ATTEMPTS = 5
+LOCK_WAIT_SECONDS = 5.0
+"""How long a snapshot waits for ``dags sync`` or ``clean`` before it makes do with the version before."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -60,17 +61,24 @@ class DagVersion:
 
     :param digest: identifies it; equal trees have equal digests.
     :param files: sha256 of the content by path below ``dags/``.
+    :param largest: bytes of its largest file; 0 if that is not known.
     """
 
     digest: str
     files: dict[str, str]
+    largest: int = field(default=0, compare=False)
 
     @classmethod
-    def of(cls, files: Mapping[str, str]) -> DagVersion:
+    def of(cls, files: Mapping[str, str], largest: int = 0) -> DagVersion:
         """Return the version that consists of these files."""
         ordered = dict(sorted(files.items()))
         canonical = json.dumps(list(ordered.items()), ensure_ascii=True, separators=(",", ":"))
-        return cls(hashlib.sha256(canonical.encode()).hexdigest(), ordered)
+        return cls(hashlib.sha256(canonical.encode()).hexdigest(), ordered, largest)
+
+    def manifest(self) -> bytes:
+        """Return what is stored of it beside the contents."""
+        data = {"format": FORMAT, "files": self.files, "largest": self.largest}
+        return json.dumps(data, sort_keys=True).encode()
 
 
 @dataclass(frozen=True)
@@ -92,35 +100,58 @@ class _Head:
     listing: dict[str, _Seen] = field(default_factory=dict)
 
     def version(self) -> DagVersion:
-        return DagVersion(self.digest, {path: seen.sha256 for path, seen in sorted(self.listing.items())})
+        return _version_of(self.listing)
 
 
-def snapshot(files: VolumeFiles, *, clock: Callable[[], float] = time.time) -> DagVersion:
+@dataclass(frozen=True)
+class _Picture:
+    """What the tree holds.
+
+    :param local: copies of what had to be read, by sha256.
+    """
+
+    listing: dict[str, _Seen]
+    local: dict[str, Path]
+
+
+def snapshot(
+    files: VolumeFiles, *, lock: DagTreeLock | None = None, clock: Callable[[], float] = time.time
+) -> DagVersion:
     """Return the version that ``dags/`` holds now; store it if it is new.
 
-    Call it from one process at a time. Files that change meanwhile lead to another attempt, so that a version
-    never mixes an upload's old and new files.
+    Files that change meanwhile lead to another attempt, so that a version never mixes an upload's old and new
+    files. A change by ``dags sync`` counts from its beginning, and is completed here if nobody is at it.
 
+    :param lock: taken while something is stored. While somebody else has it the version before is returned,
+        if there is one. None: the caller holds it, or nobody else can be there.
     :param clock: the current time in seconds since the epoch.
     :raises TreeKeepsChangingError: the tree did not hold still for any of several attempts.
+    :raises TreeBusyError: somebody else has the lock, and there is no version before.
     """
     previous = _read_head(files)
     for _ in range(SNAPSHOT_ATTEMPTS):
-        taken_at = clock()
-        entries = _dag_files(files)
-        if not entries and previous.listing:
-            # An empty listing would deactivate every DAG: only believed when it is empty twice.
-            entries = _dag_files(files)
-        unread = [p for p, entry in entries.items() if not _unchanged(previous.listing.get(p), entry)]
-        if not unread and previous.digest and entries.keys() == previous.listing.keys():
-            return previous.version()
-        contents = _read_unmoved(files, entries, unread)
-        if contents is not None:
-            return _store(files, previous, entries, contents, taken_at)
-    raise TreeKeepsChangingError(
-        f"files of {names.DAGS_FOLDER}/ on the Volume changed during each of {SNAPSHOT_ATTEMPTS} attempts to "
-        "read them together; wait until the upload has ended"
-    )
+        with _picture(files, previous, clock) as picture:
+            if picture is not None:
+                return _store(files, lock, previous, picture)
+        wanted = _wanted(files, lock)
+        if wanted is not None:
+            return wanted
+    raise TreeKeepsChangingError(_KEEPS_CHANGING)
+
+
+def contents(files: VolumeFiles, *, clock: Callable[[], float] = time.time) -> dict[str, str]:
+    """Return the sha256 of what ``dags/`` holds now, or will once a change is complete; store nothing.
+
+    :raises TreeKeepsChangingError: the tree did not hold still for any of several attempts.
+    """
+    for _ in range(SNAPSHOT_ATTEMPTS):
+        with _picture(files, _read_head(files), clock) as picture:
+            if picture is not None:
+                return {path: seen.sha256 for path, seen in picture.listing.items()}
+        change = dag_tree.read_change(files)
+        if change is not None:
+            return read_version(files, change.digest).files
+    raise TreeKeepsChangingError(_KEEPS_CHANGING)
 
 
 def head(files: VolumeFiles) -> str | None:
@@ -133,79 +164,47 @@ def current(files: VolumeFiles) -> str | None:
 
     A change that shows neither in size nor in the time of modification is only found by ``snapshot``.
     """
-    entries = _dag_files(files)
+    tree = dag_tree.listed(files)
     head = _read_head(files)
-    if {path: (seen.size, seen.mtime) for path, seen in head.listing.items()} != {
-        path: (entry.size, entry.mtime) for path, entry in entries.items()
+    if tree.changing or {path: (seen.size, seen.mtime) for path, seen in head.listing.items()} != {
+        path: (entry.size, entry.mtime) for path, entry in tree.files.items()
     }:
         return None
     return head.digest or DagVersion.of({}).digest
 
 
-def default_root() -> Path:
-    """Return where containers of an environment materialise versions."""
-    return airflow_settings.local_root() / "dag-versions"
-
-
-def local_path(root: Path, digest: str) -> Path:
-    """Return where below ``root`` a version is materialised; it is complete if that folder exists.
-
-    :raises ValueError: ``digest`` is not a version's digest.
-    """
-    if not _DIGEST.fullmatch(digest):
-        raise ValueError(f"{digest!r} is not the digest of a DAG version")
-    return root / digest
-
-
-def materialise(files: VolumeFiles, digest: str, root: Path) -> Path:
-    """Put a version onto local disk and return its folder; free if it is there already.
-
-    Processes and threads may call it at the same time: one works, the others wait for it. The folder appears
-    complete or not at all.
-
-    :raises NotFoundError: the Volume does not hold this version.
-    :raises ModalflowError: a stored file is damaged.
-    """
-    target = local_path(root, digest)
-    if target.is_dir():
-        return target
-    root.mkdir(parents=True, exist_ok=True)
-    with _locked(root / f".{digest}.lock"):
-        if target.is_dir():
-            return target
-        partial = root / f".{digest}.partial"
-        # Left by a process that died half-way; nobody else works on it while we hold the lock.
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        for path, content in _contents(files, read_version(files, digest)):
-            local = below(partial, path)
-            local.parent.mkdir(parents=True, exist_ok=True)
-            local.write_bytes(content)
-        os.rename(partial, target)
-    return target
-
-
-def is_dag_tree_path(path: str) -> bool:
-    """Return whether a path below ``dags/`` belongs to versions: not caches, not folders that are hidden."""
-    *folders, name = path.split("/")
-    hidden = any(folder.startswith(".") or folder == "__pycache__" for folder in folders)
-    return not hidden and not name.endswith(".pyc")
-
-
-def _dag_files(files: VolumeFiles) -> dict[str, Entry]:
-    """Return the listing of ``dags/`` by path below it."""
-    prefix = f"{names.DAGS_FOLDER}/"
-    found: dict[str, Entry] = {}
-    for entry in files.list(names.DAGS_FOLDER, recursive=True):
-        path = entry.path.removeprefix(prefix)
-        # The listing of a file named "dags" is that file.
-        if entry.is_dir or path == entry.path or not is_dag_tree_path(path):
-            continue
-        if not entry.is_file:
-            log.warning("%s is not a regular file and no part of the DAG version", entry.path)
-            continue
-        found[inner_path(path)] = entry
-    return found
+@contextmanager
+def _picture(files: VolumeFiles, previous: _Head, clock: Callable[[], float]) -> Iterator[_Picture | None]:
+    """Look at the tree, reading what changed; None while a change by ``dags sync`` is under way."""
+    for _ in range(SNAPSHOT_ATTEMPTS):
+        taken_at = clock()
+        tree = dag_tree.listed(files)
+        if not tree.files and previous.listing:
+            # An empty listing would deactivate every DAG: only believed when it is empty twice.
+            tree = dag_tree.listed(files)
+        if tree.changing:
+            yield None
+            return
+        unread = {
+            path: entry
+            for path, entry in tree.files.items()
+            if not _unchanged(previous.listing.get(path), entry)
+        }
+        if not unread:
+            yield _Picture({path: previous.listing[path] for path in tree.files}, {})
+            return
+        with tempfile.TemporaryDirectory(prefix="modalflow-") as folder:
+            read = _read_unmoved(files, tree, unread, Path(folder))
+            if read is None:
+                continue
+            listing = dict(previous.listing)
+            for path, (sha256, _) in read.items():
+                entry = unread[path]
+                settled = entry.mtime < taken_at - RACY_SECONDS
+                listing[path] = _Seen(entry.size, entry.mtime, sha256, settled)
+            yield _Picture({path: listing[path] for path in tree.files}, dict(read.values()))
+            return
+    raise TreeKeepsChangingError(_KEEPS_CHANGING)
 
 
 def _unchanged(seen: _Seen | None, entry: Entry) -> bool:
@@ -213,49 +212,91 @@ def _unchanged(seen: _Seen | None, entry: Entry) -> bool:
 
 
 def _read_unmoved(
-    files: VolumeFiles, entries: Mapping[str, Entry], paths: list[str]
-) -> dict[str, bytes] | None:
-    """Return the contents of ``paths``; None if the tree is not the listed one any more."""
+    files: VolumeFiles, tree: dag_tree.Tree, wanted: Mapping[str, Entry], folder: Path
+) -> dict[str, tuple[str, Path]] | None:
+    """Return sha256 and local copy of files; None if the tree is not the listed one any more."""
+    local = {path: folder / str(number) for number, path in enumerate(wanted)}
+    largest = max(entry.size for entry in wanted.values())
     try:
-        contents = files.read_many(f"{names.DAGS_FOLDER}/{path}" for path in paths)
+        files.fetch({f"{names.DAGS_FOLDER}/{path}": copy for path, copy in local.items()}, largest)
     except FileNotFoundError:
         return None
-    by_path = dict(zip(paths, contents.values(), strict=True))
-    if any(len(content) != entries[path].size for path, content in by_path.items()):
+    if any(copy.stat().st_size != wanted[path].size for path, copy in local.items()):
         return None
-    return by_path if _dag_files(files) == entries else None
+    if dag_tree.listed(files) != tree:
+        return None
+    return {path: (sha256_of(copy), copy) for path, copy in local.items()}
 
 
-def _store(
-    files: VolumeFiles,
-    previous: _Head,
-    entries: Mapping[str, Entry],
-    contents: Mapping[str, bytes],
-    taken_at: float,
-) -> DagVersion:
-    listing: dict[str, _Seen] = {}
-    by_sha: dict[str, bytes] = {}
-    for path, entry in entries.items():
-        if path in contents:
-            sha256 = hashlib.sha256(contents[path]).hexdigest()
-            by_sha[sha256] = contents[path]
-        else:
-            sha256 = previous.listing[path].sha256
-        settled = entry.mtime < taken_at - RACY_SECONDS
-        listing[path] = _Seen(entry.size, entry.mtime, sha256, settled)
-    version = DagVersion.of({path: seen.sha256 for path, seen in listing.items()})
+def _wanted(files: VolumeFiles, lock: DagTreeLock | None) -> DagVersion | None:
+    """Return the version that a change under way wants; None if the tree shows it by now.
+
+    A change whose author is gone is completed.
+    """
+    change = dag_tree.read_change(files)
+    if change is None:
+        return None
+    if lock is not None:
+        try:
+            with lock.hold("the completion of an interrupted modalflow dags sync", wait=0):
+                left = dag_tree.read_change(files)
+                if left is not None:
+                    dag_tree.complete(files, left)
+                return None
+        except TreeBusyError:
+            # Its author is at it, or has ended a moment ago; either way, what counts is what it wants.
+            pass
+    return read_version(files, change.digest)
+
+
+def _store(files: VolumeFiles, lock: DagTreeLock | None, previous: _Head, picture: _Picture) -> DagVersion:
+    version = _version_of(picture.listing)
     if version.digest != previous.digest:
-        manifest = json.dumps({"format": FORMAT, "files": version.files}, sort_keys=True).encode()
-        files.write_many(
-            {
-                **{f"{FILES_FOLDER}/{sha256}": content for sha256, content in by_sha.items()},
-                f"{VERSIONS_FOLDER}/{version.digest}.json": manifest,
-            }
-        )
+        try:
+            with lock.hold("a new DAG version", LOCK_WAIT_SECONDS) if lock else nullcontext():
+                store(files, version, picture.local)
+        except TreeBusyError as error:
+            if not previous.digest:
+                raise
+            log.warning("DAG version %s stays for now: %s", previous.digest[:12], error)
+            return previous.version()
     # Last, because whoever follows the head must find all of its version.
-    if (version.digest, listing) != (previous.digest, previous.listing):
-        files.write(HEAD_PATH, _head_bytes(_Head(version.digest, listing)))
+    if (version.digest, picture.listing) != (previous.digest, previous.listing):
+        files.write(HEAD_PATH, _head_bytes(_Head(version.digest, picture.listing)))
     return version
+
+
+def store(
+    files: VolumeFiles,
+    version: DagVersion,
+    local: Mapping[str, Path],
+    done: Callable[[int], None] = lambda number: None,
+) -> None:
+    """Store a version with the contents that are new; does not make it the current one.
+
+    Only for who holds the lock of the tree: ``clean`` removes what no version refers to.
+
+    :param local: copies of contents by sha256; what is missing here must be stored already.
+    :param done: told how many contents were uploaded, each time some were.
+    """
+    for batch in dag_tree.batches({sha256: copy.stat().st_size for sha256, copy in local.items()}):
+        files.write_many({f"{FILES_FOLDER}/{sha256}": local[sha256] for sha256 in batch})
+        done(len(batch))
+    files.write(f"{VERSIONS_FOLDER}/{version.digest}.json", version.manifest())
+
+
+def sha256_of(path: Path) -> str:
+    """Return the digest of a local file's content, read piece by piece."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1024 * 1024):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _version_of(listing: Mapping[str, _Seen]) -> DagVersion:
+    largest = max((seen.size for seen in listing.values()), default=0)
+    return DagVersion.of({path: seen.sha256 for path, seen in listing.items()}, largest)
 
 
 def _head_bytes(head: _Head) -> bytes:
@@ -290,7 +331,7 @@ def read_version(files: VolumeFiles, digest: str) -> DagVersion:
             inner_path(file)
             if not _DIGEST.fullmatch(sha256):
                 raise ValueError(f"{sha256!r} is not a digest")
-        version = DagVersion.of(manifest["files"])
+        version = DagVersion.of(manifest["files"], int(manifest.get("largest", 0)))
     except FileNotFoundError:
         raise NotFoundError(
             f"DAG version {digest[:12]} is not on the Volume ({path}); it was removed there"
@@ -302,31 +343,7 @@ def read_version(files: VolumeFiles, digest: str) -> DagVersion:
     return version
 
 
-def _contents(files: VolumeFiles, version: DagVersion) -> Iterator[tuple[str, bytes]]:
-    """Yield path and verified content of every file of a version; what the mount lacks is read in one go."""
-    paths = {sha: f"{FILES_FOLDER}/{sha}" for sha in version.files.values()}
-    remote = [path for path in paths.values() if not files.mounted(path)]
-    try:
-        fetched = files.read_many(remote)
-        for path, sha in version.files.items():
-            content = fetched[paths[sha]] if paths[sha] in fetched else files.read_immutable(paths[sha])
-            if hashlib.sha256(content).hexdigest() != sha:
-                # The mount may have been written to by a task; the SDK's answer is the Volume's own.
-                content = files.read(paths[sha])
-            if hashlib.sha256(content).hexdigest() != sha:
-                raise ModalflowError(
-                    f"{paths[sha]} on the Volume, which is {names.DAGS_FOLDER}/{path} of a DAG version, is "
-                    "damaged; change that file, so that it is stored again"
-                )
-            yield path, content
-    except FileNotFoundError as error:
-        raise NotFoundError(
-            f"DAG version {version.digest[:12]} is incomplete on the Volume: {error}"
-        ) from None
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+_KEEPS_CHANGING = (
+    f"files of {names.DAGS_FOLDER}/ on the Volume changed during each of {SNAPSHOT_ATTEMPTS} attempts to "
+    "read them together; wait until the upload has ended"
+)

@@ -47,6 +47,7 @@ SLOWEST_UPLOAD = 1024 * 1024
 SLOWEST_DOWNLOAD = 1024 * 1024
 """The same for the blocks of a stream, which arrive side by side."""
 PARALLEL_READS = 16
+PARALLEL_REMOVALS = 8
 FILES_PER_UPLOAD = 1000
 """Files that go into one request; an assumption, as Modal names no limit."""
 CHUNK_BYTES = 1024 * 1024
@@ -130,6 +131,30 @@ class VolumeFiles:
 
         return _run(read_all())
 
+    def fetch(self, paths: Mapping[str, Path], largest: int = 0) -> None:
+        """Write the latest content of files into local ones, side by side and piece by piece.
+
+        :param paths: the local file by path; its folder exists.
+        :param largest: bytes of the largest of them; large ones get more time.
+        :raises FileNotFoundError: one of them does not exist; what was written stays.
+        """
+        wanted = {inner_path(path): local for path, local in paths.items()}
+
+        async def fetch_all() -> None:
+            slots = asyncio.Semaphore(PARALLEL_READS)
+
+            async def fetch_one(path: str, local: Path) -> None:
+                async with slots:
+                    await self._attempt(
+                        f"read {path} of the Volume",
+                        lambda: self._fetch(path, local),
+                        extra=largest / SLOWEST_DOWNLOAD,
+                    )
+
+            await asyncio.gather(*(fetch_one(path, local) for path, local in wanted.items()))
+
+        _run(fetch_all())
+
     def read_immutable(self, path: str) -> bytes:
         """Return the content of a file that never changes once it is there: from the mount if it is there.
 
@@ -196,7 +221,14 @@ class VolumeFiles:
 
     def mounted(self, path: str) -> bool:
         """Return whether this container's mount holds the file (files that came later are missing there)."""
-        return self._mount is not None and below(self._mount, path).is_file()
+        return self.mounted_path(path) is not None
+
+    def mounted_path(self, path: str) -> Path | None:
+        """Return where this container's mount holds the file; None for one that came later, or elsewhere."""
+        if self._mount is None:
+            return None
+        local = below(self._mount, path)
+        return local if local.is_file() else None
 
     def write(self, path: str, source: Source) -> None:
         """Replace a file as a whole; readers see the old content or the new one."""
@@ -254,11 +286,26 @@ class VolumeFiles:
 
     def remove(self, path: str, recursive: bool = False) -> None:
         """Remove a file, or with ``recursive`` a folder; what does not exist counts as removed."""
+        self.remove_many([path], recursive)
 
-        async def remove() -> None:
-            await self._volume.remove_file.aio("/" + inner_path(path), recursive=recursive)
+    def remove_many(self, paths: Iterable[str], recursive: bool = False) -> None:
+        """Remove several files or folders side by side; what does not exist counts as removed."""
+        doomed = [inner_path(path) for path in paths]
 
-        _run(self._attempt(f"remove {path} from the Volume", remove, missing=None))
+        async def remove_all() -> None:
+            slots = asyncio.Semaphore(PARALLEL_REMOVALS)
+
+            async def remove_one(path: str) -> None:
+                async with slots:
+                    await self._attempt(
+                        f"remove {path} from the Volume",
+                        lambda: self._volume.remove_file.aio("/" + path, recursive=recursive),
+                        missing=None,
+                    )
+
+            await asyncio.gather(*map(remove_one, doomed))
+
+        _run(remove_all())
 
     async def _read(self, path: str) -> bytes:
         return b"".join([chunk async for chunk in self._volume.read_file.aio("/" + path)])
@@ -287,6 +334,11 @@ class VolumeFiles:
                     yield chunk
             finally:
                 loop.run(chunks.close())
+
+    async def _fetch(self, path: str, local: Path) -> None:
+        with local.open("wb") as file:
+            async for chunk in self._volume.read_file.aio("/" + path):
+                file.write(chunk)
 
     async def _attempt(
         self,

@@ -31,6 +31,7 @@ from uuid import UUID
 
 import httpx
 
+from airflow_provider_modal.bundles import dag_modules
 from airflow_provider_modal.container.execution_api import (
     IN_PROCESS_URL,
     in_process_client,
@@ -110,6 +111,7 @@ def supervise(workload: str, lost_container: str | None = None) -> dict[str, Any
     if lost_container is not None:
         _queue_again(task.ti.id, lost_container)
     become_supervisor()
+    dag_modules.use_current()
     shorten_tail(supervisor.ActivitySubprocess)
     transport = LazyTransport()
     try:

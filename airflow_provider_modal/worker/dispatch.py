@@ -23,7 +23,7 @@ from airflow_provider_modal.errors import ModalflowError, UnreachableError
 from airflow_provider_modal.log import tail
 from airflow_provider_modal.log.task_log import TaskLog
 from airflow_provider_modal.venvs.provision import Venvs
-from airflow_provider_modal.volume import dag_versions
+from airflow_provider_modal.volume import dag_copies, dag_versions
 from airflow_provider_modal.worker import claim, limits, memory, venvs
 from airflow_provider_modal.worker.container import Container
 from airflow_provider_modal.worker.patience import GaveUpError, patiently
@@ -335,7 +335,7 @@ class _Run:
             raise ModalflowError(
                 "the environment's Volume holds no DAG version; add the DAG: modalflow dags create"
             )
-        dag_versions.materialise(self.container.files, digest, dag_versions.default_root())
+        dag_copies.materialise(self.container.files, digest, dag_copies.default_root())
         return {dag_versions.HEAD_VARIABLE: digest}
 
     def _virtualenv(self, digest: str | None) -> dict[str, str]:
@@ -343,8 +343,8 @@ class _Run:
 
         :param digest: of the DAG version, if the code comes from the Volume.
         """
-        root = dag_versions.default_root()
-        wanted = venvs.wanted(self.call, dag_versions.local_path(root, digest) if digest else None)
+        root = dag_copies.default_root()
+        wanted = venvs.wanted(self.call, dag_copies.local_path(root, digest) if digest else None)
         if not wanted:
             return {}
         available = Venvs(

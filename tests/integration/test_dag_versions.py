@@ -14,14 +14,14 @@ import modal
 import pytest
 
 from airflow_provider_modal.errors import ModalflowError, NotFoundError
-from airflow_provider_modal.volume import dag_versions
+from airflow_provider_modal.volume import dag_copies, dag_versions
+from airflow_provider_modal.volume.dag_copies import materialise
+from airflow_provider_modal.volume.dag_tree import FILES_FOLDER
 from airflow_provider_modal.volume.dag_versions import (
-    FILES_FOLDER,
     HEAD_PATH,
     VERSIONS_FOLDER,
     DagVersion,
     TreeKeepsChangingError,
-    materialise,
     snapshot,
 )
 from airflow_provider_modal.volume.files import Entry, VolumeFiles
@@ -41,6 +41,10 @@ class Observed(VolumeFiles):
         wanted = list(paths)
         self.did += [f"read {path}" for path in wanted]
         return super().read_many(wanted)
+
+    def fetch(self, paths: Mapping[str, Path], largest: int = 0) -> None:
+        self.did += [f"read {path}" for path in paths]
+        super().fetch(paths, largest)
 
     def list(self, path: str, recursive: bool = False) -> list[Entry]:
         self.did.append(f"list {path}")
@@ -269,7 +273,7 @@ def test_a_version_is_materialised_with_its_layout(files: Observed, tmp_path: Pa
 
     folder = materialise(files, version.digest, tmp_path)
 
-    assert folder == dag_versions.local_path(tmp_path, version.digest)
+    assert folder == dag_copies.local_path(tmp_path, version.digest)
     assert on_disk(folder) == {"a.py": "A", "team/sub/b.py": "B", ".airflowignore": "skip"}
 
 
@@ -326,9 +330,9 @@ def test_concurrent_callers_get_one_complete_folder(
     seen: list[int] = []
     code = (
         "import modal, sys, pathlib\n"
-        "from airflow_provider_modal.volume import dag_versions, files\n"
+        "from airflow_provider_modal.volume import dag_copies, files\n"
         "f = files.VolumeFiles(modal.Volume.from_name(sys.argv[1]))\n"
-        "print(len(list(dag_versions.materialise(f, sys.argv[2], pathlib.Path(sys.argv[3])).iterdir())))"
+        "print(len(list(dag_copies.materialise(f, sys.argv[2], pathlib.Path(sys.argv[3])).iterdir())))"
     )
     other = subprocess.Popen(
         [sys.executable, "-c", code, str(volume.name), digest, str(tmp_path)],
@@ -356,7 +360,7 @@ def test_concurrent_callers_get_one_complete_folder(
 def test_a_version_that_is_not_there_is_told(files: Observed, tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="not on the Volume"):
         materialise(files, "0" * 64, tmp_path)
-    assert not dag_versions.local_path(tmp_path, "0" * 64).exists()
+    assert not dag_copies.local_path(tmp_path, "0" * 64).exists()
 
 
 def test_a_damaged_file_is_named_and_nothing_appears(files: Observed, tmp_path: Path) -> None:
@@ -366,7 +370,7 @@ def test_a_damaged_file_is_named_and_nothing_appears(files: Observed, tmp_path: 
 
     with pytest.raises(ModalflowError, match=r"dags/a\.py .* damaged"):
         materialise(files, digest, tmp_path)
-    assert not dag_versions.local_path(tmp_path, digest).exists()
+    assert not dag_copies.local_path(tmp_path, digest).exists()
 
 
 @pytest.mark.parametrize("path", ["../evil.py", "/tmp/evil.py", "a/../../evil.py", ""])

@@ -14,7 +14,7 @@ import modal
 import pytest
 
 from airflow_provider_modal.names import ResourceNames
-from airflow_provider_modal.volume import dag_versions
+from airflow_provider_modal.volume import dag_copies, dag_versions
 from airflow_provider_modal.volume.files import VolumeFiles
 from local_modal.testing import LocalModal
 from tests.support.modal_env import using
@@ -52,6 +52,7 @@ def env_name() -> str:
 def files(env_name: str) -> VolumeFiles:
     resources = ResourceNames(env_name)
     modal.Volume.from_name(resources.volume, version=2, create_if_missing=True).hydrate()
+    modal.Dict.from_name(resources.state_dict, create_if_missing=True).hydrate()
     return VolumeFiles.open(resources)
 
 
@@ -112,7 +113,7 @@ def test_in_a_container_it_uses_what_is_on_disk_without_modal(
 ) -> None:
     files.write("dags/a.py", b"A")
     digest = dag_versions.snapshot(files).digest
-    dag_versions.materialise(files, digest, tmp_path / "modalflow" / "dag-versions")
+    dag_copies.materialise(files, digest, tmp_path / "modalflow" / "dag-versions")
 
     facts = run(
         f"""

@@ -47,6 +47,7 @@ def test_all_commands_are_there() -> None:
         "dags update",
         "dags delete",
         "dags list",
+        "dags sync",
         "dags trigger",
         "status",
         "runs show",

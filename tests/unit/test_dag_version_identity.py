@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_modal.volume.dag_versions import DagVersion, is_dag_tree_path, local_path
+from airflow_provider_modal.volume.dag_copies import local_path
+from airflow_provider_modal.volume.dag_tree import is_dag_tree_path
+from airflow_provider_modal.volume.dag_versions import DagVersion
 
 trees = st.dictionaries(st.text(max_size=8), st.text(alphabet="0123456789abcdef", min_size=1, max_size=4))
 
