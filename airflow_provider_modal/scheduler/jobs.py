@@ -58,7 +58,8 @@ _TRIGGERER_RESTS = f"""
 """
 # Before the first trigger there is no row at all, which the UI shows as a triggerer that is broken.
 _TRIGGERER_BORN = """
-    INSERT INTO job (job_type, state, executor_class, hostname, unixname, start_date, end_date, latest_heartbeat)
+    INSERT INTO job
+           (job_type, state, executor_class, hostname, unixname, start_date, end_date, latest_heartbeat)
     SELECT %(type)s, 'running', %(marker)s, %(hostname)s, 'modal', now(), now(), now()
      WHERE NOT EXISTS (SELECT 1 FROM job WHERE job_type = %(type)s AND executor_class = %(marker)s)
 """

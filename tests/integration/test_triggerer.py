@@ -190,7 +190,7 @@ def _gone(pid: int) -> Callable[[], bool]:
 DEFERS_AGAIN = """
     CREATE FUNCTION defer_again() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
-        IF (SELECT count(*) FROM job WHERE job_type = 'TriggererJob') = 1 THEN
+        IF (SELECT count(*) FROM job WHERE job_type = 'TriggererJob') = 2 THEN
             WITH made AS (INSERT INTO trigger (classpath, kwargs, created_date)
                           VALUES ('own.Appears', '{}', now()) RETURNING id)
             UPDATE task_instance SET state = 'deferred', trigger_id = made.id FROM made;
@@ -201,7 +201,8 @@ DEFERS_AGAIN = """
     WHEN (old.end_date IS NULL AND new.end_date IS NOT NULL AND new.job_type = 'TriggererJob')
     EXECUTE FUNCTION defer_again()
 """
-"""Something is deferred at the very moment when the first triggerer's child has decided to end."""
+"""Something is deferred at the very moment when the first triggerer's child has decided to end. The other row
+is what the scheduler's run left for the health check."""
 
 
 def test_what_is_deferred_while_a_triggerer_ends_is_run_and_health_is_green_after(
