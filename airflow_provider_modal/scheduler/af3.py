@@ -2,8 +2,8 @@
 
 Private names of Airflow that this rests on (3.3.2): ``SchedulerJobRunner._do_scheduling``,
 ``_process_executor_events``, ``adopt_or_reset_orphaned_tasks``, ``num_runs``, which the loop reads again
-after every iteration, ``_execute``, which ends the executors last, ``scheduler_dag_bag`` and the names in
-``TIMED_DUTIES``.
+after every iteration, ``_execute``, which ends the executors last, ``scheduler_dag_bag``,
+``_set_exceeds_max_active_runs`` and the names in ``TIMED_DUTIES``.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from airflow._shared.timezones import timezone
 from airflow.executors.base_executor import BaseExecutor
 from airflow.jobs.job import Job, run_job
 from airflow.jobs.scheduler_job_runner import SchedulerJobRunner
+from airflow.models.dag import DagModel
 from airflow.models.dagrun import DagRun
 from airflow.models.taskinstance import TaskInstance
 from airflow.utils.session import create_session
@@ -42,8 +43,10 @@ TIMED_DUTIES = (
     "_update_asset_orphanage",
     "_remove_unreferenced_triggers",
     "_reap_stale_connection_tests",
+    "_count_active_runs_again",
 )
-"""What a long-lived scheduler does every 10 to 300 seconds, so that a bounded one would never come to it."""
+"""What a long-lived scheduler does every 10 to 300 seconds, so that a bounded one would never come to it; and
+one of our own."""
 
 _POLL_SECONDS = 0.1
 _RETRIES_LOOKED_AT = 200
@@ -158,6 +161,20 @@ class BoundedSchedulerJobRunner(SchedulerJobRunner):
             duty()
         except Exception:
             log.exception("the scheduler's duty %s failed; the next run tries again", name)
+
+    def _count_active_runs_again(self) -> None:
+        """Let DAGs go on whose runs a person has ended.
+
+        Airflow counts when a run ends in its scheduler, and when a file is parsed, maybe an hour later.
+        """
+        with create_session() as session:
+            held = session.scalars(
+                select(DagModel).where(
+                    DagModel.exceeds_max_non_backfill, ~DagModel.is_paused, ~DagModel.is_stale
+                )
+            )
+            for dag_model in held.all():
+                self._set_exceeds_max_active_runs(dag_model=dag_model, session=session)
 
     def _do_scheduling(self, session: Session) -> int:
         if self._loops and not self._goes_on():

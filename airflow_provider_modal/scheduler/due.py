@@ -37,6 +37,10 @@ LOCK_SECONDS = 5
 MOST_ROWS = 200
 """How many task instances that wait for a retry are told apart; with more, a run is due."""
 
+FACTS = (due_queries.ACTIVE, due_queries.TRIGGERS)
+REASONS = tuple(dict.fromkeys(q.reason for q in due_queries.QUESTIONS if q.reason not in FACTS))
+"""Every reason for which the database alone makes a run due."""
+
 _DIGEST = re.compile("[0-9a-f]{64}")
 _INTERVAL = "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL"
 _DEFAULT_INTERVAL = 3600.0
@@ -201,7 +205,7 @@ def check(
     found, (now, knobs, holder) = json.loads(row[0]), row[1:]
     reasons: list[str] = []
     times: list[float] = []
-    facts = {due_queries.ACTIVE: True, due_queries.TRIGGERS: True}
+    facts = dict.fromkeys(FACTS, True)
     for answer in found:
         reason = answer["reason"]
         if "error" in answer:

@@ -88,6 +88,18 @@ def test_a_scheduled_dag_gets_its_run(airflow_children: AirflowChildren) -> None
     assert _states(airflow_children, "scheduled") == {"hello": "success", "run": "success"}
 
 
+def test_a_dag_whose_run_a_person_ended_goes_on(airflow_children: AirflowChildren) -> None:
+    one_at_a_time = SCHEDULED.replace("catchup=False", "catchup=True, max_active_runs=1")
+    airflow_children.parse({"scheduled.py": one_at_a_time.replace("hello", "lasts")})
+    airflow_children.schedule()
+    ended = "UPDATE {} SET state = 'success' WHERE dag_id = 'scheduled' RETURNING run_id"
+    [(first,)] = airflow_children.sql(ended.format("dag_run"))
+    airflow_children.sql(ended.format("task_instance"))
+    airflow_children.schedule()
+    active = airflow_children.sql("SELECT run_id FROM dag_run WHERE state IN ('queued', 'running')")
+    assert len(active) == 1 and active != [(first,)]
+
+
 def test_a_retry_within_seconds_is_waited_for(airflow_children: AirflowChildren) -> None:
     airflow_children.parse({"retry.py": RETRY.format(delay=2)})
     trigger_run(airflow_children, "retry", "r1")

@@ -218,6 +218,24 @@ def _mark(choice: random.Random, session: Any) -> Any:
     return f"{ti.dag_id}.{ti.task_id} {was}"
 
 
+def _finish(choice: random.Random, session: Any) -> Any:
+    """A person ends a DAG run."""
+    from airflow.api.common.mark_tasks import set_dag_run_state_to_success
+    from airflow.models.dagbag import DBDagBag
+    from airflow.models.dagrun import DagRun
+    from sqlalchemy import select
+
+    query = select(DagRun).where(DagRun.state == "running").order_by(DagRun.dag_id, DagRun.run_id)
+    runs = session.scalars(query).all()
+    if not runs:
+        return None
+    run = choice.choice(runs)
+    dag = DBDagBag().get_dag_for_run(run, session=session)
+    assert dag is not None
+    set_dag_run_state_to_success(dag=dag, run_id=run.run_id, commit=True, session=session)
+    return f"{run.dag_id} {run.run_id}"
+
+
 def _pause(choice: random.Random, session: Any) -> Any:
     from airflow.models.dag import DagModel
     from sqlalchemy import select
@@ -285,6 +303,7 @@ HAPPENINGS: dict[Callable[[random.Random, Any], Any], int] = {
     _resume: 1,
     _clear: 3,
     _mark: 2,
+    _finish: 2,
     _pause: 3,
     _update_asset: 3,
     _backfill: 1,
