@@ -41,7 +41,7 @@ def test_a_new_dag_runs_in_the_run_that_parses_it(environment: Environment) -> N
     healthy = (
         "SELECT job_type FROM job WHERE state = 'running' AND latest_heartbeat > now() - interval '1 min'"
     )
-    assert sorted(environment.sql(healthy)) == [("DagProcessorJob",), ("SchedulerJob",)]
+    assert sorted(environment.sql(healthy)) == [("DagProcessorJob",), ("SchedulerJob",), ("TriggererJob",)]
 
 
 def test_only_changed_files_are_parsed_by_the_next_run(environment: Environment) -> None:
