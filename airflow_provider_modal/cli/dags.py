@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from airflow_provider_modal import names
-from airflow_provider_modal.cli import dag_arrival, dag_file, dags_sync, modal_access
+from airflow_provider_modal.cli import dag_arrival, dag_file, dags_pause, dags_sync, modal_access
 from airflow_provider_modal.cli.failures import interruptible
 from airflow_provider_modal.cli.options import env_flag, environment_command, json_option
 from airflow_provider_modal.cli.output import note, print_json, print_table, print_text, table, waiting
@@ -29,9 +29,11 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 @click.group()
 def dags() -> None:
-    """Upload, list and trigger DAGs."""
+    """Upload, list, trigger and pause DAGs."""
 
 
+dags.add_command(dags_pause.pause)
+dags.add_command(dags_pause.unpause)
 dags.add_command(dags_sync.sync)
 
 

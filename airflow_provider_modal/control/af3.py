@@ -12,6 +12,7 @@ def warm_up() -> None:
 
     import airflow_provider_modal.control.dags
     import airflow_provider_modal.control.database
+    import airflow_provider_modal.control.pausing
     import airflow_provider_modal.control.runs
     import airflow_provider_modal.control.xcoms  # noqa: F401
 

@@ -26,6 +26,8 @@ _FUNCTIONS = {
     "drop_schema": "database:drop_schema",
     "dags.list": "dags:list_dags",
     "dags.trigger": "dags:trigger",
+    "dags.pause": "pausing:pause",
+    "dags.unpause": "pausing:unpause",
     "runs.show": "runs:show",
     "xcom.get": "xcoms:get",
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 from airflow.api.common.trigger_dag import trigger_dag
@@ -17,6 +16,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from airflow_provider_modal import names
+from airflow_provider_modal.control.hints import did_you_mean
 from airflow_provider_modal.control.times import iso, parsed
 from airflow_provider_modal.errors import ConfigError, ModalflowError, NotFoundError
 
@@ -104,7 +104,5 @@ def _require(session: Session, dag_id: str) -> None:
         )
     if dag is None or dag.is_stale:
         active = [name for name, model in known.items() if not model.is_stale]
-        close = difflib.get_close_matches(dag_id, active, n=3, cutoff=0.5)
-        hint = f"; did you mean {' or '.join(close)}?" if close else ""
         what = "does not exist" if dag is None else "is in no DAG file any more"
-        raise NotFoundError(f"DAG {dag_id} {what}{hint}")
+        raise NotFoundError(f"DAG {dag_id} {what}{did_you_mean(dag_id, active)}")

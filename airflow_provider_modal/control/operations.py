@@ -74,6 +74,8 @@ OPERATIONS: dict[str, Callable[[Zygote, str, Mapping[str, Any]], Any]] = {
     "release_database": provisioning.release_database,
     "dags.list": run_in_child,
     "dags.trigger": _and_wake,
+    "dags.pause": run_in_child,
+    "dags.unpause": _and_wake,
     "runs.show": run_in_child,
     "xcom.get": run_in_child,
 }

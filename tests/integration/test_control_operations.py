@@ -239,7 +239,7 @@ def test_trigger_is_idempotent_and_checks_what_it_is_given(children: AirflowChil
         assert outcome.error and sentence in outcome.error
 
 
-def test_trigger_that_succeeds_wakes_the_scheduler(
+def test_what_gives_work_wakes_the_scheduler(
     children: AirflowChildren, local_modal: LocalModal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     env = f"trigger-{secrets.token_hex(4)}"
@@ -247,7 +247,21 @@ def test_trigger_that_succeeds_wakes_the_scheduler(
     children.parse({"a.py": DAG.format(dag_id="first")}, per_file=10)
     with using(local_modal), scheduler_app(env) as app:
         _refusal(children, "dags.trigger", dag_id="fist", run_id="r1")
+        changed = {"dag_id": "first", "paused": True, "changed": True}
+        assert _ask(children, "dags.pause", dag_ids=["first", "first"]) == {"dags": [changed]}
+        assert _ask(children, "dags.pause", dag_ids=["first"]) == {"dags": [{**changed, "changed": False}]}
+        assert children.sql("SELECT is_paused FROM dag") == [(True,)]
+        kind, message = _refusal(children, "dags.unpause", dag_ids=["first", "fist"])
+        assert (kind, message) == (
+            "not_found",
+            "DAG fist does not exist; did you mean first? (nothing was changed)",
+        )
+        assert children.sql("SELECT is_paused FROM dag") == [(True,)]
         assert app.wish is None
+        assert _ask(children, "dags.unpause", dag_ids=["first"]) == {"dags": [{**changed, "paused": False}]}
+        assert children.sql("SELECT is_paused FROM dag") == [(False,)]
+        assert app.wish == app.started() == "dags.unpause"
+        app.taken()
         assert _ask(children, "dags.trigger", dag_id="first", run_id="r1")["created"]
         assert app.wish == app.started() == "dags.trigger"
         assert not wakeup.request_run(ResourceNames(env), "while that wish waits to be taken")

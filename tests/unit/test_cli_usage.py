@@ -47,6 +47,8 @@ def test_all_commands_are_there() -> None:
         "dags update",
         "dags delete",
         "dags list",
+        "dags pause",
+        "dags unpause",
         "dags sync",
         "dags trigger",
         "status",
