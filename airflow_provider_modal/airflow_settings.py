@@ -208,6 +208,8 @@ def _defaults(config: EnvironmentConfig, role: str) -> dict[str, str]:
         "dag_processor.print_stats_interval": "0",
         "dag_processor.parsing_processes": "2",
         "dag_processor.dag_file_processor_timeout": f"{config.scheduler.parse_timeout_seconds + 3:.0f}",
+        # Pages read logs from the Volume.
+        "logging.logging_config_class": "airflow_provider_modal.log.config.LOGGING_CONFIG",
         "workers.min_heartbeat_interval": "5",
         "usage_data_collection.enabled": "False",
     }

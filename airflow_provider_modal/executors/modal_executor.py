@@ -31,9 +31,10 @@ from airflow_provider_modal.executors.gateway import Gateway
 from airflow_provider_modal.executors.ledger import Flight, Ledger
 from airflow_provider_modal.executors.metrics import Metrics
 from airflow_provider_modal.executors.options import Options, too_soon
+from airflow_provider_modal.executors.owner import Owner, owner_of
 from airflow_provider_modal.executors.task_events import TaskEvents
-from airflow_provider_modal.executors.task_log import TaskLogs
 from airflow_provider_modal.executors.telling import Telling
+from airflow_provider_modal.log.remote import reads_logs
 
 if TYPE_CHECKING:
     from airflow.cli.cli_config import GroupCommand
@@ -80,7 +81,6 @@ class ModalExecutor(Airflow3Executor):
         self._listening = False
         self._task_events = TaskEvents()
         self._metrics = Metrics({"team_name": self.team_name} if self.team_name else None)
-        self._task_logs: TaskLogs | None = None
         # Made by start(): what they do needs Airflow's models and a database.
         self._cancellations: Cancellations | None = None
         self._silence: Silence | None = None
@@ -364,17 +364,20 @@ class ModalExecutor(Airflow3Executor):
     def get_task_log(self, ti: TaskInstance, try_number: int) -> tuple[list[str], list[str]]:
         """Return (where the log is, lines); in the API server too, where the executor is never started.
 
-        The first is never empty: Airflow would ask the task's host for the log, and containers have none.
+        The first is never empty: Airflow would ask the task's host for the log, and containers have none. The
+        second is, where our ``logging_config_class`` has Airflow read the log from the Volume itself.
         """
         key, call_id = task_log.key_of(ti, try_number)
         heading = task_log.heading(call_id)
+        if reads_logs():
+            return [heading], []
+        # Airflow asks the global executor of this name, also for the task of a team.
+        owner = Owner(self.team_name) if self.team_name else owner_of(ti) or Owner()
         try:
-            if self._task_logs is None:
-                deployed = Deployed.find(Options.read(self.conf), team=self.team_name)
-                self._task_logs = TaskLogs(deployed.resources, deployed.account)
+            logs = task_log.logs_of(owner)
         except ModalflowError as error:
             return [heading, f"Its log can't be looked for: {error}"], []
-        answer = self._task_logs.read(key, call_id)
+        answer = logs.read(key, call_id)
         return [heading, *answer.sources], answer.lines
 
     @staticmethod

@@ -47,8 +47,8 @@ class ReasonLog:
     async def write(self, key: wire.TaskKey, dispatch: str, reason: str) -> None:
         """Add a reason to a try's log; return once everything that waits is written, or given up."""
         if len(self._pending) < MOST_PENDING:
-            prefix = segments.segment_prefix(segments.default_log_path(key), time.time(), dispatch)
-            self._pending[segments.segment_path(prefix, 1)] = task_log.line(
+            prefix = segments.segment_prefix(segments.task_log(key), time.time(), dispatch)
+            self._pending[segments.segment_path(prefix, 1, last=True)] = task_log.line(
                 "error", reason, dispatch=dispatch
             )
         if self.busy:

@@ -3,7 +3,7 @@
 A thread of the entry process follows the local file that Airflow's supervisor writes and uploads what is new,
 every few seconds, as one more immutable segment. It reads a bounded piece at a time, so neither a log of
 gigabytes nor an outage costs memory; what could not be uploaded is read again from the file. A task never
-waits for it, except for a bounded moment at its end.
+waits for it, except for a bounded moment at its end. The last segment's name says that it is the last.
 """
 
 from __future__ import annotations
@@ -71,6 +71,8 @@ class LogShipper:
         self._segment_bytes = segment_bytes
         self._position = 0
         self._sequence = 0
+        self._ended = False
+        """The last piece has its name, and with it the mark that nothing follows."""
         self._pending: list[_Piece] = []
         self._ends: float | None = None
         self._finish = threading.Event()
@@ -126,18 +128,35 @@ class LogShipper:
                     time.sleep(0.2)
 
     def ship(self, finishing: bool) -> bool:
-        """Upload one batch and return whether there is more; for who follows many files with one thread.
+        """Upload one batch and return whether there is more.
 
         :param finishing: the file is complete, so that a last line without end counts.
         :raises Exception: what the upload raised; the next call uploads the same pieces.
         """
+        if pieces := self.take(finishing):
+            self._files.write_many(pieces)
+            self.taken()
+        if finishing:
+            return self._sequence > 0 and not self._ended
+        return self._size() - self._position >= self._segment_bytes
+
+    def take(self, finishing: bool) -> dict[str, bytes]:
+        """Return the segments to upload next, the same until ``taken``; for who uploads for many files.
+
+        :param finishing: as for ``ship``.
+        """
         if not self._pending:
             self._pending = self._cut(finishing)
-        if not self._pending:
-            return False
-        self._files.write_many({piece.path: self._read(piece) for piece in self._pending})
+        return {piece.path: self._read(piece) for piece in self._pending}
+
+    def taken(self) -> None:
+        """Note that the segments of the last ``take`` are on the Volume."""
         self._pending = []
-        return self._size() - self._position >= (1 if finishing else self._segment_bytes)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all of a complete file is on the Volume."""
+        return not self._pending and (self._ended or self._sequence == 0)
 
     def _cut(self, finishing: bool) -> list[_Piece]:
         """Name the next ranges of the file: whole lines, but for lines longer than a segment."""
@@ -145,16 +164,24 @@ class LogShipper:
         pieces: list[_Piece] = []
         while self._position < size and len(pieces) < SEGMENTS_PER_UPLOAD:
             end = min(self._position + self._segment_bytes, size)
-            if not (finishing and end == size):
+            last = finishing and end == size
+            if not last:
                 lines = self._read(_Piece("", self._position, end)).rfind(b"\n") + 1
                 if lines:
                     end = self._position + lines
                 elif end - self._position < self._segment_bytes:
                     break  # a line that is still being written
-            self._sequence += 1
-            pieces.append(_Piece(segment_path(self._prefix, self._sequence), self._position, end))
-            self._position = end
+            pieces.append(self._piece(end, last))
+        if finishing and not pieces and self._sequence and not self._ended:
+            pieces.append(self._piece(self._position, last=True))
         return pieces
+
+    def _piece(self, end: int, last: bool) -> _Piece:
+        """Name the range up to ``end``."""
+        self._sequence += 1
+        piece = _Piece(segment_path(self._prefix, self._sequence, last=last), self._position, end)
+        self._position, self._ended = end, last
+        return piece
 
     def _read(self, piece: _Piece) -> bytes:
         with self._local.open("rb") as file:

@@ -12,14 +12,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from airflow_provider_modal import wire
-from airflow_provider_modal.log import reader
+from airflow_provider_modal.log import attempt, reader
 
 log = logging.getLogger(__name__)
 
 MOST_CHARACTERS = 8000
 """Airflow shows a reason in one field of a table."""
 _MOST_BYTES = 256 * 1024
-"""How much of a local log's end is looked at."""
+"""How much of a log's end is looked at."""
 
 
 def with_tail(reason: str, lines: Iterable[str], count: int) -> str:
@@ -45,11 +45,11 @@ def of_file(path: Path | None) -> list[str]:
     return [text for line in lines[size > _MOST_BYTES :] for text in reader.readable(line)]
 
 
-def of_volume(files: reader.Files, key: wire.TaskKey) -> list[str]:
+def of_volume(files: attempt.Files, key: wire.TaskKey) -> list[str]:
     """Return the last lines that a try left on the Volume, also by a container that is lost."""
     try:
-        lines = reader.read(files, key.dag_id, key.run_id, key.task_id, key.map_index, key.try_number)
-        return list(deque(lines, maxlen=MOST_CHARACTERS))
+        lines = attempt.find(files, key).end(_MOST_BYTES).lines(files.read_many)
+        return [text for line in lines for text in reader.readable(line)]
     except Exception as error:
         log.warning("the last lines of the task's log are not known: %s", error)
         return []

@@ -11,6 +11,7 @@ import logging
 from datetime import datetime, timezone
 from pathlib import Path
 
+from airflow_provider_modal import wire
 from airflow_provider_modal.log import segments, tail
 from airflow_provider_modal.log.shipper import LogShipper, Writer
 from airflow_provider_modal.volume.paths import below
@@ -40,19 +41,34 @@ class TaskLog:
     :param files: the Volume.
     :param folder: Airflow's ``base_log_folder``.
     :param log_path: path below it as Airflow rendered it; None for a workload without log.
+    :param key: whose try's log it is; None for what is no task.
     :param started_at: when this container took the dispatch, seconds since the epoch.
     :param dispatch: id of the dispatch.
     """
 
     def __init__(
-        self, files: Writer, folder: Path, log_path: str | None, *, started_at: float, dispatch: str
+        self,
+        files: Writer,
+        folder: Path,
+        log_path: str | None,
+        key: wire.TaskKey | None,
+        *,
+        started_at: float,
+        dispatch: str,
     ) -> None:
         self._local: Path | None = None
         self._shipper: LogShipper | None = None
-        if log_path:
+        if not log_path:
+            return
+        try:
             self._local = below(folder, log_path)
-            prefix = segments.segment_prefix(log_path, started_at, dispatch)
-            self._shipper = LogShipper(files, self._local, prefix)
+        except ValueError as error:
+            # Made of a template by the user; the task runs without.
+            log.error("the task's log is not kept: %s; change [logging] log_filename_template", error)
+            return
+        on_volume = segments.other_log(log_path) if key is None else segments.task_log(key)
+        prefix = segments.segment_prefix(on_volume, started_at, dispatch)
+        self._shipper = LogShipper(files, self._local, prefix)
 
     def begin(self, event: str, **values: object) -> None:
         """Start with a line of ours and follow the file from now on."""

@@ -25,7 +25,7 @@ from airflow.utils.session import create_session
 from sqlalchemy import select
 from sqlalchemy.orm import configure_mappers
 
-from airflow_provider_modal import names
+from airflow_provider_modal import airflow_settings, names, wire
 from airflow_provider_modal.bundles import dag_modules
 from airflow_provider_modal.container.execution_api import leave_out_old_versions
 from airflow_provider_modal.scheduler import jobs
@@ -113,12 +113,14 @@ class BoundedSupervisor(TriggerRunnerSupervisor):
     rule: ClassVar[_Rule]
     _fired: dict[int, float]
     _requested: set[int]
+    _logs: set[str]
+    """Of triggers that may write to them, as paths below Airflow's ``base_log_folder``."""
 
     @classmethod
     def start(cls, **kwargs: Any) -> Any:
         """Fork the process of the triggers; from then on this one may have threads."""
         started = super().start(**kwargs)
-        started._fired, started._requested = {}, set()
+        started._fired, started._requested, started._logs = {}, set(), set()
         cls.rule.waker.start()
         return started
 
@@ -146,7 +148,7 @@ class BoundedSupervisor(TriggerRunnerSupervisor):
             self.stop = True
             return
         super().update_triggers(requested_trigger_ids | closing)
-        self._name_logs()
+        self._follow_logs()
 
     def handle_events(self) -> None:
         """Pass events on to the tasks that wait for them, and wake the scheduler."""
@@ -171,14 +173,27 @@ class BoundedSupervisor(TriggerRunnerSupervisor):
         with create_session() as session:
             return session.scalar(select(Job.end_date).where(Job.id == self.job.id)) is not None
 
-    def _name_logs(self) -> None:
-        """Give each trigger a log of its own; Airflow's name is the same for all of one try."""
+    def _follow_logs(self) -> None:
+        """Give each trigger a log of its own, and say which are complete.
+
+        Airflow's name is the same for all triggers of one try; it keeps a logger for as long as its trigger
+        runs.
+        """
         assert self.job is not None
-        suffix = f".trigger.{self.job.id}.log"
         for trigger_id, factory in self.logger_cache.items():
-            if factory.log_path.endswith(suffix):
-                log_path = factory.log_path.removesuffix(suffix)
-                factory.log_path = logs.local_path(log_path, time.time(), self.job.id, trigger_id)
+            if factory.log_path not in self._logs:
+                key = wire.TaskKey(
+                    factory.ti.dag_id,
+                    factory.ti.task_id,
+                    factory.ti.run_id,
+                    factory.ti.try_number,
+                    -1 if factory.ti.map_index is None else factory.ti.map_index,
+                )
+                factory.log_path = logs.local_path(key, time.time(), self.job.id, trigger_id)
+                self._logs.add(factory.log_path)
+        for log_path in self._logs - {factory.log_path for factory in self.logger_cache.values()}:
+            logs.mark_finished(airflow_settings.log_folder() / log_path)
+            self._logs.discard(log_path)
 
 
 class EagerTriggerRunner(TriggerRunner):

@@ -88,6 +88,7 @@ class _Slice:
         self._ends = ends
         self._worker = Worker()
         self._files = code.open_files()
+        self._logs = TriggerLogs(self._files, airflow_settings.log_folder())
         self._code = code.Code()
         self._in_vain = 0
 
@@ -99,7 +100,7 @@ class _Slice:
         if not need.look(connection).waiting:
             return summary
         try:
-            with self._lock.watch(self._worker.end):
+            with self._logs, self._lock.watch(self._worker.end):
                 jobs.prune(connection, self._resources.env, jobs.TRIGGERER_JOB)
                 while self._piece(summary) or self._is_wanted_again(summary):
                     pass
@@ -122,12 +123,9 @@ class _Slice:
             "folder": None if self._code.folder is None else str(self._code.folder),
         }
         environ = {dag_versions.HEAD_VARIABLE: self._code.digest} if self._code.digest else {}
-        with (
-            TriggerLogs(self._files, airflow_settings.log_folder()),
-            child_of(self._zygote, RUN, arguments, environ) as child,
-            self._worker.is_(child),
-        ):
+        with child_of(self._zygote, RUN, arguments, environ) as child, self._worker.is_(child):
             outcome, replaced = self._await(child)
+        self._logs.child_ended()
         summary["children"] += 1
         if outcome is None or outcome.error is not None:
             error = f"it did not end within {END_SECONDS:g} s" if outcome is None else outcome.error

@@ -103,6 +103,7 @@ class _Run:
             container.files,
             airflow_settings.log_folder(),
             call.log_path,
+            call.key,
             started_at=self.started_at,
             dispatch=call.dispatch,
         )

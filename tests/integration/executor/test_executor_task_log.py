@@ -39,7 +39,7 @@ def running(task_id: str, call_id: str | None = None) -> Any:
 
 
 def ship(files: VolumeFiles, task_id: str, *contents: bytes) -> None:
-    path = segments.default_log_path(wire.TaskKey("d", task_id, "r", 1))
+    path = segments.task_log(wire.TaskKey("d", task_id, "r", 1))
     prefix = segments.segment_prefix(path, next(_clock), str(uuid.uuid4()))
     files.write_many({segments.segment_path(prefix, n): content for n, content in enumerate(contents, 1)})
 

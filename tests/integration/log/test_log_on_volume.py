@@ -9,7 +9,7 @@ from pathlib import Path
 import modal
 import pytest
 
-from airflow_provider_modal import names
+from airflow_provider_modal import names, wire
 from airflow_provider_modal.errors import NotFoundError
 from airflow_provider_modal.log import reader, segments
 from airflow_provider_modal.log.shipper import LogShipper
@@ -29,9 +29,8 @@ def files(local_modal: LocalModal) -> Iterator[VolumeFiles]:
         yield VolumeFiles.open(resources)
 
 
-def log_path(dag: str, task: str, map_index: int = -1, attempt: int = 1) -> str:
-    mapped = f"map_index={map_index}/" if map_index >= 0 else ""
-    return f"dag_id={dag}/run_id={RUN}/task_id={task}/{mapped}attempt={attempt}.log"
+def log_of(dag: str, task: str, map_index: int = -1, attempt: int = 1) -> str:
+    return segments.task_log(wire.TaskKey(dag, task, RUN, attempt, map_index))
 
 
 def ship(files: VolumeFiles, tmp_path: Path, path: str, started: float, dispatch: str, *parts: bytes) -> None:
@@ -47,7 +46,7 @@ def ship(files: VolumeFiles, tmp_path: Path, path: str, started: float, dispatch
 
 
 def test_lines_span_segments_and_dispatches_keep_their_order(files: VolumeFiles, tmp_path: Path) -> None:
-    path = log_path("order", "t")
+    path = log_of("order", "t")
     long = "ü" * 100
     ship(files, tmp_path, path, 2_000.0, "aaa", f"later {long}\n".encode(), b"end")
     ship(files, tmp_path, path, 1_000.0, "zzz", b"one\n", b"half a li")
@@ -59,7 +58,7 @@ def test_tries_and_mapped_tasks_are_found(files: VolumeFiles, tmp_path: Path) ->
         [("g.m", 11, 1), ("a", -1, 1), ("g.m", 0, 1), ("a", -1, 2)]
     ):
         text = f"{task} {index} {attempt}".encode()
-        ship(files, tmp_path, log_path("found", task, index, attempt), number, f"d{number}", text)
+        ship(files, tmp_path, log_of("found", task, index, attempt), number, f"d{number}", text)
     assert reader.tasks(files, "found", RUN) == [("g.m", 11), ("a", -1), ("g.m", 0)]
     assert reader.attempts(files, "found", RUN, "a") == [1, 2]
     assert list(reader.read(files, "found", RUN, "a")) == ["a -1 2"]
@@ -68,7 +67,7 @@ def test_tries_and_mapped_tasks_are_found(files: VolumeFiles, tmp_path: Path) ->
 
 
 def test_what_is_not_there_is_told(files: VolumeFiles, tmp_path: Path) -> None:
-    ship(files, tmp_path, log_path("absent", "t"), 1.0, "absent", b"x\n")
+    ship(files, tmp_path, log_of("absent", "t"), 1.0, "absent", b"x\n")
     with pytest.raises(NotFoundError, match=f"no log of task other in run {RUN[:6]}"):
         reader.read(files, "absent", RUN, "other")
     with pytest.raises(NotFoundError, match=r"no log of try 7 of task t .* there are tries 1"):
@@ -78,8 +77,10 @@ def test_what_is_not_there_is_told(files: VolumeFiles, tmp_path: Path) -> None:
 
 
 def test_running_tasks_log_is_readable(files: VolumeFiles, tmp_path: Path) -> None:
-    path = log_path("running", "t")
-    log = TaskLog(files, tmp_path / "logs", path, started_at=1.0, dispatch="d1")
+    # A template of the user's own moves the local file only.
+    path = "mine/running-t.txt"
+    key = wire.TaskKey("running", "t", RUN, 1)
+    log = TaskLog(files, tmp_path / "logs", path, key, started_at=1.0, dispatch="d1")
     log.begin("Modal container took the task", dispatch="d1", container="ta-1")
     local = tmp_path / "logs" / path
     with local.open("ab", buffering=0) as file:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from datetime import datetime
 from typing import Any
 
 
@@ -29,18 +31,33 @@ def add_task(dag_id: str, task_id: str, run_id: str, **values: Any) -> None:
                 setattr(ti, name, value)
             TaskInstanceHistory.record_ti(ti, session=session)
         for name, value in values.items():
-            setattr(ti, name, value)
+            setattr(ti, name, datetime.fromisoformat(value) if name.endswith("_date") else value)
         session.flush()
         for event, text in events.items():
             session.add(Log(event=event, task_instance=ti.key, extra=text))
 
 
-def get(paths: list[str]) -> list[tuple[int, Any]]:
-    """Return status and content of pages, as the UI asks for them."""
+def take_over_log_template() -> None:
+    """Have new runs use ``[logging] log_filename_template``, as Airflow does when its database is migrated."""
+    from airflow.utils.db import synchronize_log_template
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        synchronize_log_template(session=session)
+
+
+def get(paths: list[str], accept: str = "application/json") -> list[tuple[int, Any]]:
+    """Return status and content of pages, as the UI asks for them; of a stream its lines."""
     from airflow.api_fastapi.app import create_app
+    from airflow.logging_config import configure_logging
     from fastapi.testclient import TestClient
 
+    # As a process does that starts with this configuration; the zygote has another.
+    configure_logging()
     with TestClient(create_app(apps="core")) as client:
         token = client.get("/auth/token").json()["access_token"]
-        answers = [client.get(path, headers={"Authorization": f"Bearer {token}"}) for path in paths]
+        headers = {"Authorization": f"Bearer {token}", "Accept": accept}
+        answers = [client.get(path, headers=headers) for path in paths]
+    if accept == "application/json":
         return [(answer.status_code, answer.json()) for answer in answers]
+    return [(answer.status_code, list(map(json.loads, answer.text.splitlines()))) for answer in answers]

@@ -63,17 +63,18 @@ def test_whole_lines_are_shipped_while_the_task_runs(tmp_path: Path) -> None:
     wait_for(lambda: files.text == b"one\ntwo\n")
     assert shipper.finish(30)
     assert files.text == b"one\ntwo\nthree"
-    assert sorted(files.stored) == ["logs/x.000001", "logs/x.000002", "logs/x.000003"]
+    assert sorted(files.stored) == ["logs/x.000001", "logs/x.000002", "logs/x.000003.end"]
 
 
-def test_nothing_new_uploads_nothing(tmp_path: Path) -> None:
+def test_nothing_new_uploads_nothing_but_that_it_is_the_end(tmp_path: Path) -> None:
     local, files = tmp_path / "log", FaultyFiles()
     append(local, b"line\n")
     shipper = LogShipper(files, local, "logs/x", interval=0.01)
     shipper.start()
     wait_for(lambda: files.uploads)
     time.sleep(0.1)
-    assert shipper.finish(30) and len(files.uploads) == 1
+    assert shipper.finish(30) and shipper.complete
+    assert files.uploads == [{"logs/x.000001": b"line\n"}, {"logs/x.000002.end": b""}]
 
 
 def test_no_file_is_no_error(tmp_path: Path) -> None:
