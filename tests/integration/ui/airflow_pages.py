@@ -38,7 +38,7 @@ def add_task(dag_id: str, task_id: str, run_id: str, **values: Any) -> None:
 
 
 def take_over_log_template() -> None:
-    """Have new runs use ``[logging] log_filename_template``, as Airflow does when its database is migrated."""
+    """Have new runs use ``[logging] log_filename_template``, as after a migration."""
     from airflow.utils.db import synchronize_log_template
     from airflow.utils.session import create_session
 
