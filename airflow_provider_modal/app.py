@@ -15,7 +15,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_modal import __version__, airflow_settings, deployment, names
-from airflow_provider_modal.config import EnvironmentConfig
+from airflow_provider_modal.config import RUN_MARGIN_SECONDS, EnvironmentConfig
 from airflow_provider_modal.errors import ConfigError
 from airflow_provider_modal.triggerer import MARGIN_SECONDS, SLICE_SECONDS
 from airflow_provider_modal.version_compat import airflow_version
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 STARTUP_TIMEOUT = 600
 """Seconds for pulling the image and starting; separate from the time that an input may take."""
 TICK_TIMEOUT = 60
-RUN_MARGIN_SECONDS = 180
-"""What a scheduler run needs on top of ``max_run_seconds``: adoption, one parse phase, handing over."""
 TRIGGERS_TIMEOUT = math.ceil(SLICE_SECONDS) + MARGIN_SECONDS
 TRIGGERS_SCALEDOWN_WINDOW = 30
 CONTROL_TIMEOUT = 900

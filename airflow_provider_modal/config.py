@@ -13,12 +13,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from airflow_provider_modal import config_reader, names
 from airflow_provider_modal.config_reader import Reader, kind
+from airflow_provider_modal.db.url import fault
 from airflow_provider_modal.errors import ConfigError
 
 MODAL_MAX_TIMEOUT = 24 * 3600
@@ -30,6 +31,12 @@ ignores its time limit is stopped (``worker.limits.GRACE``, twice), its log ship
 Modal's own limit, which ends the container without a word, must come later than all of this."""
 MAX_TASK_SECONDS = MODAL_MAX_TIMEOUT - CALL_MARGIN_SECONDS
 """The longest time limit that a task may have."""
+RUN_MARGIN_SECONDS = 180
+"""What a scheduler run needs on top of ``max_run_seconds``: adoption, one parse phase, handing over."""
+MAX_RUN_SECONDS = MODAL_MAX_TIMEOUT - RUN_MARGIN_SECONDS
+MIN_INTERVAL_SECONDS = 5
+MIN_ZOMBIE_SECONDS = 30
+"""A task tells Airflow every five seconds that it lives, and a request may take several."""
 
 UI_ROLES = ("viewer", "user", "op", "admin")
 """Roles of Airflow's simple auth manager, each of which may do what those before it may."""
@@ -150,13 +157,14 @@ class EnvironmentConfig:
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> EnvironmentConfig:
-        """Rebuild a configuration from :meth:`to_settings`; what that leaves out is empty."""
+        """Rebuild a configuration from :meth:`to_settings`, also from a later release's; what that leaves out
+        is empty."""
         return cls(
             connection_string="",
-            scheduler=SchedulerConfig(**settings["scheduler"]),
-            executor=ExecutorConfig(**settings["executor"]),
-            workers={name: _tupled(WorkerProfile, profile) for name, profile in settings["workers"].items()},
-            image=_tupled(ImageConfig, settings["image"]),
+            scheduler=_known(SchedulerConfig, settings["scheduler"]),
+            executor=_known(ExecutorConfig, settings["executor"]),
+            workers={name: _known(WorkerProfile, profile) for name, profile in settings["workers"].items()},
+            image=_known(ImageConfig, settings["image"]),
             ui_users={name: UiUser(role=role) for name, role in settings["ui_users"].items()},
         )
 
@@ -200,6 +208,24 @@ def parse(data: Any, *, source: str, environ: Mapping[str, str]) -> EnvironmentC
     executor = reader.dataclass(ExecutorConfig, data, "executor")
     reader.positive("scheduler", scheduler)
     reader.positive("executor", executor)
+    reader.within(
+        "scheduler.interval_seconds",
+        scheduler.interval_seconds,
+        least=MIN_INTERVAL_SECONDS,
+        why="each time a container starts, which takes seconds",
+    )
+    reader.within(
+        "scheduler.max_run_seconds",
+        scheduler.max_run_seconds,
+        most=MAX_RUN_SECONDS,
+        why=f"Modal ends a call after 24 hours, of which a run's end may need {RUN_MARGIN_SECONDS} s",
+    )
+    reader.within(
+        "executor.zombie_after_seconds",
+        executor.zombie_after_seconds,
+        least=MIN_ZOMBIE_SECONDS,
+        why="healthy tasks are heard of every few seconds, and would be failed",
+    )
     if executor.execution_api != "in_process":
         raise ConfigError(
             f"{source}: executor.execution_api is {executor.execution_api!r}; so far only 'in_process' works"
@@ -222,35 +248,36 @@ def parse(data: Any, *, source: str, environ: Mapping[str, str]) -> EnvironmentC
 
 
 def _workers(reader: Reader, data: Mapping[str, Any]) -> dict[str, WorkerProfile]:
-    section = reader.section(data, "workers", None)
+    section = reader.named(reader.section(data, "workers", None), "workers.")
     workers = {names.DEFAULT_PROFILE: WorkerProfile()}
     for name in section:
-        names.task_function(str(name))
-        profile = reader.dataclass(WorkerProfile, section, str(name), prefix="workers.")
+        names.task_function(name)
+        profile = reader.dataclass(WorkerProfile, section, name, prefix="workers.")
         reader.positive(f"workers.{name}", profile, zero_allowed=("min_containers",))
         if profile.timeout is not None:
             _task_seconds(reader, f"workers.{name}.timeout", profile.timeout)
-        workers[str(name)] = profile
+        workers[name] = profile
     return workers
 
 
 def _ui_users(reader: Reader, data: Mapping[str, Any]) -> dict[str, UiUser]:
     section = reader.section(data, "ui", ["users"])
     users = {}
-    for name in reader.section(section, "users", None, prefix="ui."):
+    named = reader.named(reader.section(section, "users", None, prefix="ui."), "ui.users.")
+    for name in named:
         where = f"ui.users.{name}"
-        if not _USER_NAME.fullmatch(str(name)):
+        if not _USER_NAME.fullmatch(name):
             raise ConfigError(
                 f"{reader.source}: {where}: a user's name consists of letters, digits and . _ @ + -"
             )
-        user = reader.dataclass(UiUser, section["users"], str(name), prefix="ui.users.")
+        user = reader.dataclass(UiUser, named, name, prefix="ui.users.")
         if not user.password:
             raise ConfigError(f"{reader.source}: {where}.password is missing; such as ${{UI_PASSWORD}}")
         if user.role not in UI_ROLES:
             raise ConfigError(
                 f"{reader.source}: {where}.role must be one of {', '.join(UI_ROLES)}, found {user.role!r}"
             )
-        users[str(name)] = user
+        users[name] = user
     return users
 
 
@@ -287,8 +314,20 @@ def _postgres_url(source: str, url: str) -> str:
             f"{source}: database.connection_string must be a PostgreSQL URL (postgresql://user:password@host:5432/"
             f"name), found {found}: the scheduler relies on PostgreSQL's advisory locks and row locks"
         )
+    wrong = fault(url)
+    if wrong is not None:
+        raise ConfigError(f"{source}: database.connection_string can't be used: {wrong}")
     return "postgresql://" + url.split("://", 1)[1]
 
 
-def _tupled(cls: type, values: Mapping[str, Any]) -> Any:
-    return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+def _known(cls: type, values: Mapping[str, Any]) -> Any:
+    """Rebuild a section. What a later release added to it is left out: while a deployment is under way, a
+    container of the former one may find the Secret of the next."""
+    names_known = {f.name for f in fields(cls)}
+    return cls(
+        **{
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in values.items()
+            if name in names_known
+        }
+    )

@@ -16,7 +16,7 @@ import yaml
 
 from airflow_provider_modal.errors import ConfigError
 
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_VARIABLE = re.compile(r"(\$?)\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 
 
@@ -143,21 +143,50 @@ class Reader:
         return int(number) if number == int(number) else number
 
     def text(self, where: str, value: Any) -> str:
-        """Return a text with its ``${VAR}`` filled in."""
+        """Return a text with its ``${VAR}`` filled in; ``$${VAR}`` stands for the characters ``${VAR}``."""
         if isinstance(value, bool):
             return str(value)
         if not isinstance(value, str | int | float):
             raise ConfigError(f"{self.source}: {where} must be a text, found {kind(value)}")
 
         def variable(match: re.Match[str]) -> str:
+            escaped, name = match.groups()
+            if escaped:
+                return f"${{{name}}}"
             try:
-                return self.environ[match[1]]
+                return self.environ[name]
             except KeyError:
                 raise ConfigError(
-                    f"{self.source}: {where} refers to the environment variable {match[1]}, which is not set"
+                    f"{self.source}: {where} refers to the environment variable {name}, which is not set; "
+                    f"where the text ${{{name}}} itself is meant, write $${{{name}}}"
                 ) from None
 
         return _VARIABLE.sub(variable, str(value))
+
+    def named(self, section: Mapping[Any, Any], prefix: str) -> dict[str, Any]:
+        """Return a section whose keys are names of the user's choice, as texts: YAML reads ``8`` as a number.
+
+        :raises ConfigError: two keys are the same name.
+        """
+        named: dict[str, Any] = {}
+        for key, value in section.items():
+            if str(key) in named:
+                raise ConfigError(
+                    f"{self.source}: {prefix}{key} is given twice, as a text and as a number; remove one"
+                )
+            named[str(key)] = value
+        return named
+
+    def within(
+        self, where: str, value: float, *, least: float = 0, most: float = float("inf"), why: str
+    ) -> None:
+        """Refuse a number that is accepted by its type and can't work.
+
+        :param why: what would go wrong beyond the limit.
+        """
+        if not least <= value <= most:
+            limit = f"at least {least:g}" if value < least else f"at most {most:g}"
+            raise ConfigError(f"{self.source}: {where} must be {limit}, found {value}: {why}")
 
     def positive(self, where: str, section: Any, zero_allowed: tuple[str, ...] = ()) -> None:
         """Refuse negative numbers among a section's values, and zeros but for the keys that allow them."""

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from airflow_provider_modal import names
-from airflow_provider_modal.app import CONTROL_TIMEOUT, RUN_MARGIN_SECONDS
-from airflow_provider_modal.config import SchedulerConfig
+from airflow_provider_modal.app import CONTROL_TIMEOUT
+from airflow_provider_modal.config import RUN_MARGIN_SECONDS, SchedulerConfig
 from airflow_provider_modal.control.client import ControlClient
 from airflow_provider_modal.db.ownership import TABLE
 from airflow_provider_modal.errors import ModalflowError

@@ -14,6 +14,7 @@ from airflow_provider_modal.errors import ConfigError
 
 ENVIRONMENT_NAME_MAX = 32
 _ENVIRONMENT_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?")
+_UI_PREFIX = "ui-"
 _PROFILE_NAME = re.compile(r"[a-z0-9](?:[a-z0-9_-]*[a-z0-9])?")
 
 SCHEDULER_TICK = "scheduler_tick"
@@ -60,6 +61,12 @@ class ResourceNames:
                 f"environment name {self.env!r} is not allowed: use 1 to {ENVIRONMENT_NAME_MAX} characters "
                 "of a-z, 0-9 and '-', with a letter or digit at both ends"
             )
+        if self.env.startswith(_UI_PREFIX):
+            raise ConfigError(
+                f"environment name {self.env!r} is not allowed: its App would have the name of the UI of "
+                f"environment {self.env.removeprefix(_UI_PREFIX)!r}; choose one that does not begin with "
+                f"{_UI_PREFIX!r}"
+            )
 
     @property
     def app(self) -> str:
@@ -94,7 +101,7 @@ class ResourceNames:
     @property
     def ui_app(self) -> str:
         """The ephemeral App that serves the UI."""
-        return f"modalflow-ui-{self.env}"
+        return f"modalflow-{_UI_PREFIX}{self.env}"
 
 
 def task_function(profile: str) -> str:

@@ -16,8 +16,9 @@ from psycopg2.extensions import connection as Connection
 from airflow_provider_modal import airflow_settings
 from airflow_provider_modal.control.child import run_in_child
 from airflow_provider_modal.db import ownership, schema
-from airflow_provider_modal.db.connect import application_name, connect, host_of
+from airflow_provider_modal.db.connect import application_name, connect
 from airflow_provider_modal.db.lock import AdvisoryLock, LockHeldError
+from airflow_provider_modal.db.url import host_of
 
 if TYPE_CHECKING:
     from airflow_provider_modal.container.zygote import Zygote

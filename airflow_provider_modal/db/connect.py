@@ -10,12 +10,12 @@ from __future__ import annotations
 import logging
 import re
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import psycopg2
 from psycopg2 import errorcodes
 from psycopg2.extensions import connection as Connection
 
+from airflow_provider_modal.db.url import fault, host_of, secret_parts
 from airflow_provider_modal.errors import ConfigError, UnreachableError
 
 log = logging.getLogger(__name__)
@@ -58,8 +58,12 @@ def connect(url: str, *, application_name: str, connect_timeout: int = CONNECT_T
     :param application_name: shown to whoever looks at the server's activity.
     :param connect_timeout: seconds; at least 2, as libpq rounds up.
     :raises UnreachableError: the server does not answer, or not in time.
-    :raises ConfigError: it answers and refuses: password, database name or permission.
+    :raises ConfigError: the URL is malformed, or the server refuses password, database name or permission.
     """
+    wrong = fault(url)
+    if wrong is not None:
+        # Not even tried: libpq's complaint would quote a piece of the password.
+        raise ConfigError(f"database.connection_string can't be used: {wrong}")
     try:
         connection = psycopg2.connect(
             url, application_name=application_name, connect_timeout=connect_timeout, **_CLIENT_KEEPALIVES
@@ -76,27 +80,11 @@ def connect(url: str, *, application_name: str, connect_timeout: int = CONNECT_T
     return connection
 
 
-def host_of(url: str) -> str:
-    """Return host and port of a database URL, for messages."""
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        return "the database's host"
-    return f"{host or 'localhost'}:{port or 5432}"
-
-
 def without_password(text: str, url: str | None = None) -> str:
     """Return ``text`` without passwords: those in URLs, and that of ``url`` wherever it occurs."""
-    masked = _URL_PASSWORD.sub(r"\1:***@", text)
-    if url:
-        try:
-            password = urlsplit(url).password
-        except ValueError:
-            password = None
-        for form in {password, unquote(password)} if password else set():
-            masked = masked.replace(form, "***")
-    return masked
+    for part in secret_parts(url) if url else ():
+        text = text.replace(part, "***")
+    return _URL_PASSWORD.sub(r"\1:***@", text)
 
 
 def _keep_alive(connection: Connection) -> None:

@@ -22,7 +22,8 @@ from typing import Any
 import psycopg2
 from psycopg2.extensions import connection as Connection
 
-from airflow_provider_modal.db.connect import connect, environment_of, host_of
+from airflow_provider_modal.db.connect import connect, environment_of
+from airflow_provider_modal.db.url import host_of
 from airflow_provider_modal.errors import ConfigError, ModalflowError
 
 log = logging.getLogger(__name__)

@@ -114,6 +114,18 @@ def test_a_variable_that_is_not_set_is_named() -> None:
         (with_database(scheduler={"interval_seconds": None}), "must be a whole number, found nothing"),
         (with_database(scheduler={"max_run_seconds": float("inf")}), "must be a number"),
         (with_database(scheduler={"max_run_seconds": float("nan")}), "must be a number"),
+        (
+            with_database(scheduler={"max_run_seconds": 1e9}),
+            "must be at most 86220, found 1000000000: Modal ends",
+        ),
+        (
+            with_database(scheduler={"interval_seconds": 4}),
+            "must be at least 5, found 4: each time a container",
+        ),
+        (
+            with_database(executor={"zombie_after_seconds": 29}),
+            "must be at least 30, found 29: healthy tasks",
+        ),
         (with_database(scheduler=[1]), "scheduler must hold keys and values, found a list"),
         (with_database(executor={"parallelism": "many"}), "executor.parallelism must be a whole number"),
         (with_database(executor={"execution_api": "http"}), "so far only 'in_process' works"),
@@ -126,6 +138,8 @@ def test_a_variable_that_is_not_set_is_named() -> None:
         (with_database(workers={"default": {"memory": "2 GB"}}), "workers.default.memory must be a whole"),
         (with_database(workers={"default": {"min_containers": -1}}), "must be 0 or more"),
         (with_database(workers={"default": {"max_containers": 0}}), "must be more than 0"),
+        (with_database(workers={8: {}, "8": {}}), "workers.8 is given twice"),
+        (with_database(ui={"users": {8: {"password": "a"}, "8": {}}}), "ui.users.8 is given twice"),
         (with_database(workers={"default": 3}), "workers.default must hold keys and values"),
         (with_database(workers={"default": {"secrets": "one"}}), "must be a list of texts, found a text"),
         (with_database(image={"pip": "pandas"}), "image.pip must be a list of texts, found a text"),
@@ -168,6 +182,61 @@ def test_other_databases_are_refused(url: str, says: str) -> None:
     assert "postgresql://" in message
 
 
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("u:Sec@ret9@h/db", "percent-encode what is special in user and password: '%' is %25, '@' is %40"),
+        ("u:Sec/ret9@h/db", "percent-encode"),
+        ("u:12/ret9@h/db", "percent-encode"),
+        ("u:12#Sec@h/db", "percent-encode"),
+        ("u:12?Sec@h/db", "percent-encode"),
+        ("u:12?Sec/ret9@h/db", "not name=value"),
+        ("u:Sec%ret9@h/db", "without two hexadecimal digits"),
+        ("u:Sec@h:54e/db", "its port is not a number"),
+        ("u:Sec@h:65536/db", "its port is not a number"),
+        ("u:Sec@/db", "it names no host"),
+        ("/db", "it names no host"),
+    ],
+)
+def test_a_url_that_is_cut_within_the_password_is_refused_without_a_piece_of_it(url: str, says: str) -> None:
+    message = refused({"database": {"connection_string": f"postgresql://{url}"}})
+    assert says in message
+    assert "Sec" not in message and "ret9" not in message
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "u:a%40b%2Fc@h/db",
+        "h1:5432,h2:5432/db?user=u@x&password=a/b@c",
+        "u:p@[::1]:5432/db",
+        "u:a:b@h",
+        "/db?host=h",
+    ],
+)
+def test_a_url_that_libpq_understands_is_taken_as_it_is(url: str) -> None:
+    parsed = parse({"database": {"connection_string": f"postgresql://{url}"}})
+    assert parsed.connection_string == f"postgresql://{url}"
+
+
+def test_a_profile_and_a_user_may_have_a_number_for_a_name() -> None:
+    parsed = parse(
+        with_database(
+            workers={8: {"gpu": "A10G", "memory": 9999}},
+            ui={"users": {7: {"password": PASSWORD, "role": "op"}}},
+        )
+    )
+    assert (parsed.workers["8"].gpu, parsed.workers["8"].memory) == ("A10G", 9999)
+    assert parsed.ui_users["7"].role == "op"
+
+
+def test_a_reference_that_is_none_is_written_with_two_dollars() -> None:
+    parsed = parse(with_database(airflow={"core.x": "a$${B}c${D}$e$$"}), {"D": "d"})
+    assert parsed.airflow["core.x"] == "a${B}cd$e$$"
+    message = refused(with_database(airflow={"core.x": "${B}"}))
+    assert "B, which is not set; where the text ${B} itself is meant, write $${B}" in message
+
+
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg2", "postgresql+asyncpg"])
 def test_every_spelling_of_a_postgresql_url_is_understood(scheme: str) -> None:
     assert (
@@ -203,6 +272,21 @@ def test_settings_are_read_back() -> None:
     )
 
 
+def test_settings_of_a_later_release_are_read_as_far_as_they_are_known() -> None:
+    parsed = parse(with_database())
+    settings = json.loads(json.dumps(parsed.to_settings()))
+    settings["later"] = {"a": 1}
+    for section in (settings["scheduler"], settings["executor"], settings["workers"]["default"]):
+        section["later"] = 1
+    settings["image"]["later"] = ["x"]
+    again = EnvironmentConfig.from_settings(settings)
+    assert (again.scheduler, again.executor, again.workers) == (
+        parsed.scheduler,
+        parsed.executor,
+        parsed.workers,
+    )
+
+
 yaml_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10), inner, max_size=3),
@@ -212,7 +296,7 @@ options = [
     *[("scheduler", name) for name in ("interval_seconds", "parse_timeout_seconds", "max_run_seconds")],
     *[("executor", name) for name in ("parallelism", "task_timeout", "execution_api")],
     *[("image", name) for name in ("base", "apt", "pip", "env", "secrets")],
-    *[("workers", name) for name in ("default", "gpu")],
+    *[("workers", name) for name in ("default", "gpu", 8)],
     *[("airflow", name) for name in ("core.x", "x")],
     ("keys", "fernet_key"),
     ("database", "connection_string"),
@@ -221,14 +305,14 @@ options = [
 
 @given(st.sampled_from(options), yaml_values)
 def test_whatever_a_value_is_it_is_used_or_refused_with_a_sentence(
-    option: tuple[str, str], value: Any
+    option: tuple[str, str | int], value: Any
 ) -> None:
     section, name = option
     data = with_database(**{section: {name: value}})
     try:
         parsed = parse(data)
     except ConfigError as error:
-        assert name in str(error)
+        assert str(name) in str(error)
     else:
         json.dumps(parsed.to_settings(), allow_nan=False)
 

@@ -38,6 +38,12 @@ def test_other_environment_names_are_refused(env: str) -> None:
         ResourceNames(env)
 
 
+def test_an_environment_whose_app_would_be_another_ones_ui_is_refused() -> None:
+    with pytest.raises(ConfigError, match="the name of the UI of environment 'prod'"):
+        ResourceNames("ui-prod")
+    assert ResourceNames("ui").app != ResourceNames("prod").ui_app
+
+
 @given(st.text(max_size=40))
 def test_what_is_accepted_is_ascii_and_short(env: str) -> None:
     try:

@@ -68,7 +68,7 @@ def pages(
     _airflow_template: str,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Pages]:
-    resources = names.ResourceNames(f"ui-{uuid.uuid4().hex[:8]}")
+    resources = names.ResourceNames(f"pages-{uuid.uuid4().hex[:8]}")
     env = {
         **client_environ(local_modal.server_url, local_modal.token),
         "AIRFLOW__CORE__EXECUTOR": "airflow_provider_modal.executors.ModalExecutor",
