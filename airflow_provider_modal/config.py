@@ -316,7 +316,7 @@ def _postgres_url(source: str, url: str) -> str:
         )
     wrong = fault(url)
     if wrong is not None:
-        raise ConfigError(f"{source}: database.connection_string can't be used: {wrong}")
+        raise ConfigError(f"{source}: database.connection_string is not a valid PostgreSQL URL: {wrong}")
     return "postgresql://" + url.split("://", 1)[1]
 
 

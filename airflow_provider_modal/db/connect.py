@@ -63,7 +63,7 @@ def connect(url: str, *, application_name: str, connect_timeout: int = CONNECT_T
     wrong = fault(url)
     if wrong is not None:
         # Not even tried: libpq's complaint would quote a piece of the password.
-        raise ConfigError(f"database.connection_string can't be used: {wrong}")
+        raise ConfigError(f"database.connection_string is not a valid PostgreSQL URL: {wrong}")
     try:
         connection = psycopg2.connect(
             url, application_name=application_name, connect_timeout=connect_timeout, **_CLIENT_KEEPALIVES
