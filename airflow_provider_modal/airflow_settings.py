@@ -211,6 +211,8 @@ def _defaults(config: EnvironmentConfig, role: str) -> dict[str, str]:
         # Pages read logs from the Volume.
         "logging.logging_config_class": "airflow_provider_modal.log.config.LOGGING_CONFIG",
         "workers.min_heartbeat_interval": "5",
+        # What a task leaves running may hold its output open; it is killed as soon as the supervisor ends.
+        "workers.socket_cleanup_timeout": "5",
         "usage_data_collection.enabled": "False",
     }
 

@@ -39,6 +39,13 @@ def passing_errors() -> tuple[type[Exception], ...]:
     )
 
 
+def is_refused_token(error: Exception) -> bool:
+    """Return whether an error that ``translated`` raised says that Modal refused the token."""
+    from modal import exception
+
+    return isinstance(error.__cause__, exception.AuthError)
+
+
 @contextmanager
 def translated(what: str) -> Iterator[None]:
     """Run SDK calls and translate their errors.

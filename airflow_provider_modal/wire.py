@@ -99,7 +99,7 @@ class TaskCall:
         """
         known = _checked(message, cls, "task call")
         try:
-            return cls(**{**known, "key": _key(known["key"], known["kind"])})
+            return cls(**{**known, "key": task_key(known["key"], known["kind"])})
         except (KeyError, TypeError) as error:
             raise WireError(f"malformed task call: {error}") from None
 
@@ -145,7 +145,7 @@ class Completion:
         """
         known = _checked(message, cls, "completion event")
         try:
-            return cls(**{**known, "key": _key(known["key"], known["kind"])})
+            return cls(**{**known, "key": task_key(known["key"], known["kind"])})
         except (KeyError, TypeError) as error:
             raise WireError(f"malformed completion event: {error}") from None
 
@@ -218,10 +218,17 @@ def _parts(value: str | None) -> tuple[str, str, str]:
     return dispatch, call_id, origin
 
 
-def _key(parts: Mapping[str, Any] | None, kind: Kind) -> TaskKey | None:
+def task_key(parts: Mapping[str, Any] | None, kind: Kind) -> TaskKey | None:
+    """Return the key of a workload; None for the kinds that have none.
+
+    :raises TypeError: it is none, or lacks a field.
+    """
     if parts is None and kind in ("callback", "connection_test"):
         return None
-    return TaskKey(**parts)  # type: ignore[arg-type]
+    if not isinstance(parts, Mapping):
+        raise TypeError(f"a key must hold fields, found {type(parts).__name__}")
+    known = {f.name for f in fields(TaskKey)}
+    return TaskKey(**{name: value for name, value in parts.items() if name in known})
 
 
 def _checked(message: Mapping[str, Any], cls: type[Any], what: str) -> dict[str, Any]:

@@ -161,9 +161,12 @@ class Zygote:
     def ready(self, timeout: float = READY_TIMEOUT) -> float:
         """Wait until children can be forked and return how many seconds the warm-up took.
 
+        One that has ended is started again, so that a start which failed is told once and does not spoil
+        the container for good.
+
         :raises ZygoteError: the warm-up failed, or is not through after ``timeout`` seconds.
         """
-        return self._running.ready(timeout)
+        return self._current().ready(timeout)
 
     def spawn(self, target: str, args: Mapping[str, Any], env: Mapping[str, str] | None = None) -> Child:
         """Fork a child that calls ``target`` (``"module:function"``) with ``args``, once the zygote is ready.
@@ -174,17 +177,20 @@ class Zygote:
         :param env: added to the zygote's environment.
         :raises ZygoteError: no child could be made.
         """
-        with self._lock:
-            if self._running.gone.is_set():
-                log.warning("the zygote (pid %d) has ended and is started again", self.pid)
-                self._running = _Process(self._warm_up)
-            running = self._running
+        running = self._current()
         running.ready(READY_TIMEOUT)
         return running.spawn(target, {"target": target, "args": dict(args), "env": dict(env or {})})
 
     def stop(self, timeout: float = 10.0) -> None:
         """End the zygote and all its children."""
         self._running.stop(timeout)
+
+    def _current(self) -> _Process:
+        with self._lock:
+            if self._running.gone.is_set() and not self._running.has_news:
+                log.warning("the zygote (pid %d) has ended and is started again", self.pid)
+                self._running = _Process(self._warm_up)
+            return self._running
 
 
 class _Process:
@@ -194,6 +200,7 @@ class _Process:
         self.gone = threading.Event()
         self._settled = threading.Event()
         self._failure: str | None = None
+        self._told = False
         self._seconds = 0.0
         self._ids = itertools.count(1)
         self._children: dict[int, Child] = {}
@@ -215,6 +222,11 @@ class _Process:
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def has_news(self) -> bool:
+        """Its start failed, and nobody has been told."""
+        return self._failure is not None and not self._told
+
     def ready(self, timeout: float) -> float:
         if not self._settled.wait(timeout):
             raise ZygoteError(
@@ -222,6 +234,7 @@ class _Process:
                 "it came, more cpu makes it faster"
             )
         if self._failure is not None:
+            self._told = True
             raise ZygoteError(f"the container's Airflow process could not start: {self._failure}")
         return self._seconds
 

@@ -75,6 +75,7 @@ def warm_up() -> None:
     """Import what tasks need, build the execution API and exercise it; leave no thread and no connection."""
     from airflow import settings
 
+    configure_logging()
     for module in PRELOADED:
         try:
             importlib.import_module(module)
@@ -96,25 +97,42 @@ def warm_up() -> None:
     _await_single_thread()
 
 
+def configure_logging() -> None:
+    """Have what this process prints of tasks' logs masked as the logs themselves are.
+
+    To be called before anything logs: loggers keep the processors that they find at their first use, and
+    without this they are those of ``airflow.settings``, which mask nothing.
+    """
+    try:
+        from airflow.sdk.log import configure_logging
+    except ImportError as error:
+        log.warning(
+            "this Airflow's logging is unknown (%s): output of tasks may hold secrets in clear", error
+        )
+        return
+    configure_logging(output=sys.stdout.buffer, colored_console_log=False)
+
+
 def supervise(workload: str, lost_container: str | None = None) -> dict[str, Any]:
     """Run one task under Airflow's supervisor.
 
     :param workload: ``ExecuteTask`` as JSON.
     :param lost_container: host name under which an earlier delivery of this dispatch started the task and
         died; its task instance is queued again first.
-    :return: ``{"outcome", "reason", "exit_code"}`` with the outcomes of ``wire.Completion``.
+    :return: ``{"outcome", "reason", "exit_code"}`` with the outcomes of ``wire.Completion``, and ``"state"``:
+        what the task told Airflow at its end, if it did.
     """
     from airflow.executors.workloads import ExecuteTask
     from airflow.sdk.execution_time import supervisor
 
     task = ExecuteTask.model_validate_json(workload)
-    if lost_container is not None:
-        _queue_again(task.ti.id, lost_container)
     become_supervisor()
     dag_modules.use_current()
     shorten_tail(supervisor.ActivitySubprocess)
     transport = LazyTransport()
     try:
+        if lost_container is not None:
+            _queue_again(task.ti.id, lost_container)
         exit_code = _supervise_task()(
             ti=task.ti,
             bundle_info=task.bundle_info,
@@ -142,7 +160,7 @@ def supervise(workload: str, lost_container: str | None = None) -> dict[str, Any
     if exit_code != 0:
         # Airflow's own word on this is only a log line; with retries left it does not even write the state.
         return ended("failed", f"{_death(exit_code)} before it could tell Airflow how it ended", exit_code)
-    return ended("done", None, exit_code)
+    return {**ended("done", None, exit_code), "state": transport.state}
 
 
 def become_supervisor() -> None:
@@ -246,6 +264,8 @@ class LazyTransport(httpx.BaseTransport):
         """Why another copy counts, or none does."""
         self.taken_back: str | None = None
         """Why the task, which was running, must not run any more: somebody cleared or marked it."""
+        self.state: str | None = None
+        """What the task has become, as the database has it."""
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Have a request answered, and note what the answer says about this copy."""
@@ -255,6 +275,8 @@ class LazyTransport(httpx.BaseTransport):
         if request.url.path.endswith("/run") and not self.started:
             response.read()
             self._note_start(response)
+        elif request.url.path.endswith("/state") and request.method == "PATCH" and response.is_success:
+            self.state = json.loads(request.content).get("state")
         elif request.url.path.endswith("/heartbeat") and response.status_code in _REFUSALS:
             response.read()
             self.taken_back = _detail(response)

@@ -35,6 +35,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from airflow_provider_modal import names, wire
+from airflow_provider_modal.errors import UnreachableError
 from airflow_provider_modal.worker.patience import DEADLINE, GaveUpError, patiently
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,10 @@ LOST_SECONDS = 6 * BEAT_SECONDS
 """A started claim that did not change for so long is a lost container's. One renewal that fails makes a gap
 of two beats; this is three times as long."""
 _LOOK_SECONDS = 1.0
+_AT_ONCE_SECONDS = 1.0
+"""No delivery takes another one's claim over so soon: Modal first has to miss its container."""
+DECIDED_BY_AIRFLOW: frozenset[wire.Kind] = frozenset({"task", "command"})
+"""Kinds of workloads that Airflow's database lets start only once."""
 _MEASURE_SECONDS = 0.5
 """How often the container's memory is measured; a task can use up all of it within a beat."""
 
@@ -145,6 +150,10 @@ def claim(state: State, call: wire.TaskCall, token: str, container: str) -> Verd
                 return ended
         verdict = decide(call, own, found)
     except (GaveUpError, wire.WireError) as error:
+        if call.kind not in DECIDED_BY_AIRFLOW:
+            raise UnreachableError(
+                f"{error}; it was not run, because nothing else keeps a {call.kind} from running twice"
+            ) from error
         log.warning("%s; Airflow's database decides alone whether this copy may run", error)
         return Verdict(True, own)
     if verdict.run:
@@ -170,6 +179,31 @@ def reported_meanwhile(state: State, call: wire.TaskCall, verdict: Verdict) -> V
         return None
     reason = f"container {reported.container} has reported the end of this dispatch meanwhile; it is not run"
     return replace(verdict, run=False, reason=reason, reported=reported)
+
+
+def taken_over(state: State, call: wire.TaskCall, verdict: Verdict) -> Verdict | None:
+    """Look right before the start whether another delivery has taken this one's claim over.
+
+    It may while this one gets ready, because nobody renews a claim until then. Airflow's compare-and-set
+    stops this one as well, unless the task was deferred or queued again meanwhile: then it would take this
+    delivery for the later dispatch's. So a task whose start comes at once is not worth the question.
+
+    :raises UnreachableError: the Dict does not answer, and nothing else keeps a callback from running twice.
+    """
+    decided_by_airflow = call.kind in DECIDED_BY_AIRFLOW
+    if decided_by_airflow and time.time() - verdict.claim.at < _AT_ONCE_SECONDS:
+        return None
+    try:
+        found = _read(state, names.claim_key(call.dispatch))
+    except (GaveUpError, wire.WireError) as error:
+        if not decided_by_airflow:
+            raise UnreachableError(str(error)) from error
+        log.warning("%s; Airflow's database decides alone whether this copy may run", error)
+        return None
+    if found is None or found.token == verdict.claim.token:
+        return None
+    reason = f"container {found.container} has taken this call over while this one was getting ready"
+    return replace(verdict, run=False, reason=reason, obsolete=True)
 
 
 @contextmanager

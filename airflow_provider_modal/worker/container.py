@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ from airflow_provider_modal.worker import report
 
 if TYPE_CHECKING:
     import modal
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,16 @@ class Container:
         import modal
 
         modal.Volume.from_name(self.resources.volume).reload()
+
+    def retire(self) -> None:
+        """Have Modal give this container no more inputs: the one at work is its last."""
+        import modal.experimental
+
+        log.warning("container %s takes no more calls, because nothing can be started in it", self.id)
+        try:
+            modal.experimental.stop_fetching_inputs()
+        except Exception:
+            log.exception("the container could not be taken out of service")
 
     def report(self, completion: wire.Completion, *, partition: str, wakes_scheduler: bool) -> None:
         """Tell of a dispatch's end; see ``report.report``."""

@@ -14,7 +14,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from airflow_provider_modal import airflow_settings, names, version_compat, wire
@@ -22,6 +22,7 @@ from airflow_provider_modal.container.zygote import Outcome, Zygote, ZygoteError
 from airflow_provider_modal.errors import ModalflowError, UnreachableError
 from airflow_provider_modal.log import tail
 from airflow_provider_modal.log.task_log import TaskLog
+from airflow_provider_modal.modal_errors import is_refused_token
 from airflow_provider_modal.venvs.provision import Venvs
 from airflow_provider_modal.volume import dag_copies, dag_versions
 from airflow_provider_modal.worker import claim, limits, memory, venvs
@@ -66,7 +67,7 @@ def _refuse(container: Container, call: Mapping[str, Any], reason: str) -> dict[
     try:
         completion = wire.Completion(
             dispatch=str(call["dispatch"]),
-            key=wire.TaskKey(**call["key"]) if call["key"] is not None else None,
+            key=wire.task_key(call["key"], call["kind"]),
             kind=call["kind"],
             outcome="failed",
             reason=reason,
@@ -98,6 +99,8 @@ class _Run:
         """The container that had the call before."""
         self.supervised = False
         """The task's supervisor was started here."""
+        self.spoiled = False
+        """Nothing could be started in this container, for a reason that is its own."""
         self.time_limit = call.timeout
         self.log = TaskLog(
             container.files,
@@ -111,18 +114,34 @@ class _Run:
     def to_end(self) -> wire.Completion:
         """Run it, report, and return what was reported."""
         log.info("dispatch %s: %s, call %s", self.call.dispatch, self.call.subject, self.container.call_id)
-        completion = self._completion()
+        try:
+            completion = self._completion()
+        except BaseException:
+            # Preempted, and it runs again: its last lines say why.
+            self._ended_log(self.log.end)
+            raise
         reason = completion.reason
         log.info("dispatch %s: %s%s", self.call.dispatch, completion.outcome, f": {reason}" if reason else "")
         if reason is not None:
             failed = completion.outcome in ("failed", "not_started")
             self.log.note("error" if failed else "info", reason)
-        self.log.end()
+        self._ended_log(self.log.end)
         self.container.report(
             completion, partition=self.call.partition, wakes_scheduler=self.call.wakes_scheduler
         )
-        self.log.close()
+        self._ended_log(self.log.close)
+        if self.spoiled:
+            # It would be idle again at once, and so attract every call that waits.
+            self.container.retire()
         return completion
+
+    @staticmethod
+    def _ended_log(step: Callable[[], None]) -> None:
+        """Take a last step with the log; what goes wrong there must not keep the end from being reported."""
+        try:
+            step()
+        except Exception:
+            log.exception("the task's log may be incomplete")
 
     def _completion(self) -> wire.Completion:
         """Run it, unless a former delivery has, and return how it ended."""
@@ -135,20 +154,27 @@ class _Run:
             if verdict.reported is None and verdict.run:
                 env = self._prepare()
                 verdict = claim.reported_meanwhile(self.container.state, self.call, verdict) or verdict
+            if verdict.run:
+                verdict = claim.taken_over(self.container.state, self.call, verdict) or verdict
             if verdict.reported is not None:
                 self.log.note("info", str(verdict.reason))
                 # Reported once more: its container may have been lost between the result and the event. An
                 # event that is repeated is one of a dispatch that its executor no longer knows.
                 return verdict.reported
             outcome, reason = self._run(verdict, env) if verdict.run else self._not_run(verdict)
-        except (UnreachableError, ZygoteError) as error:
-            # Of this container, or of this moment.
+        except UnreachableError as error:
             outcome, reason = "not_started", str(error)
+        except ZygoteError as error:
+            outcome, reason = "not_started", str(error)
+            self.spoiled = True
         except ModalflowError as error:
-            outcome, reason = "failed", str(error)
+            # A token that is refused is this container's: the next one has another.
+            self.spoiled = is_refused_token(error) and not self.supervised
+            outcome, reason = "not_started" if self.spoiled else "failed", str(error)
         except Exception as error:
             log.exception("dispatch %s failed", self.call.dispatch)
             outcome = "failed" if self.supervised else "not_started"
+            self.spoiled = True
             reason = f"the worker failed: {type(error).__name__}: {error}"
         finally:
             self.cancelled.interruptible = False
@@ -223,6 +249,9 @@ class _Run:
                     "an on_kill method can end earlier",
                 ),
             )
+        if ending.stopped is not None and _went_well(ending.outcome):
+            # It was through before it noticed.
+            return "done", None
         if ending.stopped == "preempted" and self.call.on_container_loss == "rerun":
             # Without a report the next delivery finds a lost container, and runs the task again.
             raise KeyboardInterrupt
@@ -242,6 +271,8 @@ class _Run:
 
     def _result(self, outcome: Outcome, out_of_memory: bool) -> tuple[wire.Outcome, str | None]:
         if outcome.error is None and outcome.result["outcome"] != "failed":
+            # Such as a disk that is full.
+            self.spoiled = outcome.result["outcome"] == "not_started"
             return outcome.result["outcome"], outcome.result["reason"]
         if out_of_memory:
             return "failed", self._out_of_memory()
@@ -354,9 +385,16 @@ class _Run:
         return venvs.environment(available, wanted, self.call, self.started_at, self.cancelled)
 
 
+def _went_well(outcome: Outcome | None) -> bool:
+    """Whether the task ended as it should, although it had been told to stop."""
+    return outcome is not None and outcome.error is None and outcome.result.get("state") in _ENDS_WELL
+
+
 def _of_workload(call: wire.TaskCall, part: str) -> dict[str, Any]:
     """Return one part of an Airflow 3 workload; empty for other kinds."""
     return json.loads(call.workload).get(part) or {} if call.kind != "command" else {}
 
 
+_ENDS_WELL = frozenset({"success", "skipped", "deferred", "up_for_reschedule", "awaiting_input"})
+"""States that a task gives itself, and that a stop which came too late does not make a failure."""
 _CANCELLED = "cancelled: the function call was cancelled before the task ended"

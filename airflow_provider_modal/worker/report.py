@@ -39,7 +39,9 @@ def report(
     message = completion.to_wire()
     key = names.result_key(completion.dispatch)
     what = completion.key.task_id if completion.key else completion.kind
-    _try("write the dispatch's result", lambda: state.put(key, message))
+    if completion.outcome != "obsolete":
+        # An obsolete copy's end is not the dispatch's, and must not replace that one's result.
+        _try("write the dispatch's result", lambda: state.put(key, message))
     _try("send the completion event", lambda: _send(events, message, partition))
     if wakes_scheduler:
         _try("wake the scheduler", lambda: wakeup.request_run(resources, f"end of {what}"))

@@ -124,3 +124,8 @@ def test_the_external_executor_id_is_read_back(dispatch: str, call_id: str | Non
 @pytest.mark.parametrize("value", [None, ""])
 def test_no_external_executor_id_is_no_dispatch(value: str | None) -> None:
     assert wire.parse_external_executor_id(value) == (None, None)
+
+
+def test_a_field_of_a_newer_key_is_ignored() -> None:
+    message = a_call().to_wire()
+    assert TaskCall.from_wire({**message, "key": {**message["key"], "surplus": 1}}).key == a_call().key

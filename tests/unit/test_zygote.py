@@ -211,6 +211,22 @@ def test_failing_warm_up_is_told() -> None:
         zygote.spawn(f"{T}:echo", {"value": 1})
 
 
+@pytest.mark.parametrize("asked_at_once", [True, False])
+def test_failing_warm_up_is_told_once_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked_at_once: bool
+) -> None:
+    monkeypatch.setenv("ONCE", str(tmp_path / "once"))
+    zygote = Zygote.start(f"{T}:warm_up_broken_once")
+    first = zygote._running
+    if not asked_at_once:
+        assert first.gone.wait(30)
+    with pytest.raises(ZygoteError, match="no such plugin"):
+        zygote.ready(30)
+    assert first.gone.wait(30)
+    zygote.ready(30)
+    zygote.stop()
+
+
 def test_threads_in_the_zygote_are_refused() -> None:
     zygote = Zygote.start(f"{T}:threaded_warm_up")
     with pytest.raises(ZygoteError, match=r"2 threads and must not fork.*a-plugin"):

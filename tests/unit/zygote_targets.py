@@ -25,6 +25,14 @@ def broken_warm_up() -> None:
     raise RuntimeError("no such plugin")
 
 
+def warm_up_broken_once() -> None:
+    """Fail the first time; ONCE is a file that remembers."""
+    once = Path(os.environ["ONCE"])
+    if not once.exists():
+        once.touch()
+        raise RuntimeError("no such plugin")
+
+
 def threaded_warm_up() -> None:
     threading.Thread(target=time.sleep, args=(60,), name="a-plugin", daemon=True).start()
 

@@ -189,6 +189,30 @@ def test_time_limit_stops_the_task_and_says_so(environment: Environment) -> None
     assert "the task gets SIGTERM" in log and "stopped by on_kill" in log
 
 
+def test_task_that_succeeds_after_it_was_told_to_stop_is_done(environment: Environment) -> None:
+    call = environment.queued("deaf", timeout=3)
+    completion = wire.Completion.from_wire(environment.spawn(call.to_wire()).get(timeout=60))
+    assert (completion.outcome, completion.reason) == ("done", None)
+    assert environment.event(call) == completion
+    assert "the task gets SIGTERM" in "\n".join(environment.log(call))
+    assert environment.row(call)["state"] == "success"
+
+
+def test_container_in_which_nothing_starts_takes_no_more_calls(environment: Environment) -> None:
+    call = environment.queued("quick")
+    # A log that can't be written, as on a disk that is full.
+    workload = json.dumps({**json.loads(call.workload), "log_path": "x" * 300})
+    first = wire.Completion.from_wire(
+        environment.spawn(replace(call, workload=workload).to_wire()).get(timeout=60)
+    )
+    assert first.outcome == "not_started" and "too long" in str(first.reason)
+    assert environment.event(call) == first
+    call = environment.queued("quick")
+    second = wire.Completion.from_wire(environment.spawn(call.to_wire()).get(timeout=120))
+    assert second.outcome == "done" and second.container != first.container
+    assert environment.event(call) == second
+
+
 @pytest.mark.parametrize("by_airflow", [True, False])
 def test_cancelled_call_stops_the_task_and_says_by_whom(environment: Environment, by_airflow: bool) -> None:
     call = environment.queued("patient")

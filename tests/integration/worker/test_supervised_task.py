@@ -90,7 +90,12 @@ def worker(
 
 def test_task_runs_to_its_end(worker: Worker) -> None:
     task = worker.queue("quick")
-    assert task.run(env={"GREETING": "hello"}) == {"outcome": "done", "reason": None, "exit_code": 0}
+    assert task.run(env={"GREETING": "hello"}) == {
+        "outcome": "done",
+        "reason": None,
+        "exit_code": 0,
+        "state": "success",
+    }
     (record,) = task.records
     assert record["greeting"] == "hello"
     assert record["context"] == "client"
@@ -111,6 +116,9 @@ def test_output_is_in_the_log_once_and_in_the_containers_own_output(worker: Work
     assert outcome is not None and outcome.result["outcome"] == "done"
     assert task.log.count("printed by the task") == 1
     assert "printed by the task" in output.read_text()
+    # In Modal's log of the call a secret is as hidden as in the task's.
+    for text in (task.log, output.read_text()):
+        assert "the word is ***" in text and "Sup3rSecretWord" not in text
 
 
 def test_start_and_end_are_quick(worker: Worker) -> None:

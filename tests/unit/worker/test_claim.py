@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from airflow_provider_modal import names, wire
+from airflow_provider_modal.errors import UnreachableError
 from airflow_provider_modal.worker import claim, patience
 from local_modal.testing import wait_until
 
@@ -94,6 +96,16 @@ def test_state_that_is_away_leaves_it_to_airflow(caplog: pytest.LogCaptureFixtur
         pass
 
 
+@pytest.mark.usefixtures("impatient")
+def test_what_airflow_does_not_decide_is_not_run_while_the_state_is_away() -> None:
+    callback = replace(call(), kind="callback", key=None)
+    with pytest.raises(UnreachableError, match=r"no route to Modal.*keeps a callback from running twice"):
+        claim.claim(DownState(), callback, "own", "ta-own")
+    with pytest.raises(UnreachableError, match="no route to Modal"):
+        claim.taken_over(DownState(), callback, claim.Verdict(True, OWN))
+    assert claim.taken_over(DownState(), call(), claim.Verdict(True, OWN)) is None
+
+
 class HeldState(DownState):
     """A Dict that holds one claim."""
 
@@ -111,6 +123,22 @@ class HeldState(DownState):
 def test_claim_of_another_release_leaves_it_to_airflow(caplog: pytest.LogCaptureFixture) -> None:
     verdict = claim.claim(HeldState({"wire": 99, "phase": "started"}), call(), "own", "ta-own")
     assert verdict.run and "wire version 99" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["task", "callback"])
+def test_a_delivery_whose_claim_was_taken_over_is_obsolete(kind: wire.Kind) -> None:
+    """It got ready for so long that Modal took its container for lost, and another one began."""
+    mine = replace(call(), kind=kind, key=call().key if kind == "task" else None)
+    verdict = claim.taken_over(HeldState(held("other", "started").to_wire()), mine, claim.Verdict(True, OWN))
+    assert verdict is not None and not verdict.run and verdict.obsolete and "ta-other" in str(verdict.reason)
+    assert claim.taken_over(HeldState(OWN.to_wire()), mine, claim.Verdict(True, OWN)) is None
+
+
+def test_a_task_that_starts_at_once_is_not_asked_about() -> None:
+    fresh = claim.Verdict(True, replace(OWN, at=time.time()))
+    other = HeldState(held("other", "started").to_wire())
+    assert claim.taken_over(other, call(), fresh) is None
+    assert claim.taken_over(other, replace(call(), kind="callback", key=None), fresh) is not None
 
 
 class SharedState:

@@ -10,6 +10,7 @@ import subprocess
 import time
 
 from airflow.sdk import DAG, BaseOperator, task
+from airflow.sdk.log import mask_secret
 
 
 def record(event: str, **values: object) -> None:
@@ -53,6 +54,8 @@ with DAG("worker_dag", schedule=None) as dag:
     def quick() -> str:
         record("started", greeting=os.environ.get("GREETING"), context=os.environ["_AIRFLOW_PROCESS_CONTEXT"])
         print("printed by the task")
+        mask_secret("Sup3rSecretWord")
+        print("the word is Sup3rSecretWord")
         return "value"
 
     @task
@@ -61,6 +64,14 @@ with DAG("worker_dag", schedule=None) as dag:
 
         said = subprocess.run(["greet"], capture_output=True, text=True, check=True).stdout
         record("greeted", greeter=greeter.__file__, said=said, venv=os.environ["MODALFLOW_VENV"])
+
+    @task
+    def deaf() -> None:
+        """As a plain function is, which SIGTERM does not interrupt."""
+        record("started")
+        ends = time.monotonic() + 6
+        while time.monotonic() < ends:
+            time.sleep(0.1)
 
     @task
     def fails() -> None:
@@ -93,6 +104,7 @@ with DAG("worker_dag", schedule=None) as dag:
             time.sleep(0.05)
 
     quick()
+    deaf()
     greeted()
     hungry()
     fails()
