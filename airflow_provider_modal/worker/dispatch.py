@@ -31,6 +31,9 @@ from airflow_provider_modal.worker.patience import GaveUpError, patiently
 
 log = logging.getLogger(__name__)
 
+RELOAD_DEADLINE = 60.0
+"""Seconds for a reload of the Volume's mount; it can't be interrupted, so it must have ended before a task."""
+
 _former_inputs = 0
 """How many inputs this container had before: a mount that is fresh needs no reload."""
 
@@ -352,8 +355,14 @@ class _Run:
         if _former_inputs == 1:
             return
         try:
-            patiently("reload the Volume's mount", self.container.reload, repeat=False)
+            patiently(
+                "reload the Volume's mount", self.container.reload, repeat=False, deadline=RELOAD_DEADLINE
+            )
         except GaveUpError as error:
+            if error.__cause__ is None:
+                # It goes on, and would change the mount below the task's hands.
+                self.spoiled = True
+                raise UnreachableError(str(error)) from error
             # Such as a process that still has a file open. What is ours is read through the SDK.
             log.warning("%s; the task may see an older state of %s", error, airflow_settings.volume_mount())
 
