@@ -1,13 +1,13 @@
-"""How does a DAG run look, at its end and while it runs?
+"""How do DAG runs look, at their end and while they run?
 
-Works on what the control operation ``runs.show`` answers.
+Works on what the control operations ``runs.show`` and ``runs.list`` answer.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
@@ -39,12 +39,32 @@ _COLOURS = {
     "skipped": "magenta",
 }
 
+_UNDER_WAY = ("running", "deferred")
+"""States of a task whose time goes on."""
+BAR_COLUMNS = 24
+
 Run = Mapping[str, Any]
 
 
 def task_name(task: Mapping[str, Any]) -> str:
     """Return the task's name with the map index of a mapped one: ``square[2]``."""
     return task["task_id"] if task["map_index"] < 0 else f"{task['task_id']}[{task['map_index']}]"
+
+
+def view_runs(runs: Sequence[Run]) -> RenderableType:
+    """Return a table of runs."""
+    rows = (
+        (
+            run["dag_id"],
+            run["run_id"],
+            _state(run["state"]),
+            run["type"],
+            run["start"] or run["queued_at"],
+            seconds(_between(run["start"], run["end"], running=run["state"] == "running")),
+        )
+        for run in runs
+    )
+    return table(["DAG", "run", "state", "type", "began", "took"], rows)
 
 
 def view(run: Run) -> RenderableType:
@@ -58,23 +78,21 @@ def view(run: Run) -> RenderableType:
         f"  {seconds(_between(run['start'], run['end'], running=run['state'] == 'running'))}",
     )
     tries = [(task, attempt) for task in run["tasks"] for attempt in [*(task.get("history") or []), task]]
+    span = _span(run, [attempt for _, attempt in tries])
     rows = [
         (
             task_name(task),
             _state(attempt["state"]),
             attempt["try_number"],
+            _bar(attempt, span),
             seconds(_between(attempt["queued_at"], attempt["start"])),
-            seconds(
-                _between(
-                    attempt["start"], attempt["end"], running=attempt["state"] in ("running", "deferred")
-                )
-            ),
+            seconds(_between(attempt["start"], attempt["end"], running=attempt["state"] in _UNDER_WAY)),
             attempt.get("host"),
             attempt.get("reason"),
         )
         for task, attempt in tries
     ]
-    columns: list[str] = ["task", "state", "try", "queued", "ran", "container", "reason"]
+    columns: list[str] = ["task", "state", "try", "timeline", "queued", "ran", "container", "reason"]
     if not any(row[-1] for row in rows):
         columns = columns[:-1]
     return Group(title, table(columns, [row[: len(columns)] for row in rows]))
@@ -149,6 +167,49 @@ def _state(state: str | None) -> Text:
     from rich.text import Text
 
     return Text(state or "-", style=_COLOURS.get(state or "", ""))
+
+
+def _span(run: Run, attempts: Sequence[Run]) -> tuple[datetime, datetime] | None:
+    """Return from when until when the timeline goes; None while nothing has begun."""
+    # Not since it was queued: a run may wait for hours before its first task.
+    marks = [_time(each[key]) for each in (run, *attempts) for key in ("start", "end") if each[key]]
+    if not marks:
+        return None
+    if run["state"] not in FINISHED:
+        marks.append(datetime.now(timezone.utc))
+    return min(marks), max(marks)
+
+
+def _bar(attempt: Run, span: tuple[datetime, datetime] | None) -> Text:
+    """Return when a try waited and ran, as a bar over the time of the whole run."""
+    from rich.text import Text
+
+    if span is None or not (attempt["start"] or attempt["queued_at"]):
+        return Text()
+    began, ended = span
+    length = max((ended - began).total_seconds(), 0.001)
+
+    def column(moment: datetime) -> int:
+        share = (moment - began).total_seconds() / length
+        return min(max(round(share * BAR_COLUMNS), 0), BAR_COLUMNS)
+
+    start = _time(attempt["start"]) if attempt["start"] else None
+    queued = _time(attempt["queued_at"]) if attempt["queued_at"] else None
+    if attempt["end"]:
+        end = _time(attempt["end"])
+    else:
+        end = ended if start is None or attempt["state"] in _UNDER_WAY else start
+    first = column(start or end)
+    waited = min(column(queued) if queued else first, first)
+    # Whatever began is seen, however short it was.
+    ran = 0 if start is None else max(column(end) - first, 1)
+    if first + ran > BAR_COLUMNS:
+        first, waited = BAR_COLUMNS - ran, min(waited, BAR_COLUMNS - ran)
+    return Text.assemble(
+        " " * waited,
+        ("░" * (first - waited), "bright_black"),
+        ("█" * ran, _COLOURS.get(attempt["state"] or "", "")),
+    )
 
 
 def _between(begin: str | None, end: str | None, *, running: bool = False) -> float | None:

@@ -28,6 +28,7 @@ _FUNCTIONS = {
     "dags.trigger": "dags:trigger",
     "dags.pause": "pausing:pause",
     "dags.unpause": "pausing:unpause",
+    "runs.list": "runs:list_runs",
     "runs.show": "runs:show",
     "xcom.get": "xcoms:get",
 }

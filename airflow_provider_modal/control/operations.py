@@ -76,6 +76,7 @@ OPERATIONS: dict[str, Callable[[Zygote, str, Mapping[str, Any]], Any]] = {
     "dags.trigger": _and_wake,
     "dags.pause": run_in_child,
     "dags.unpause": _and_wake,
+    "runs.list": run_in_child,
     "runs.show": run_in_child,
     "xcom.get": run_in_child,
 }

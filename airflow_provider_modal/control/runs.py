@@ -1,10 +1,12 @@
-"""What became of a DAG run and its tasks, try by try?"""
+"""Which DAG runs are there, and what became of one and its tasks, try by try?"""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
+from airflow.models.dag import DagModel
 from airflow.models.dagrun import DagRun
 from airflow.models.log import Log
 from airflow.models.taskinstance import TaskInstance
@@ -13,6 +15,7 @@ from airflow.utils.session import create_session
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from airflow_provider_modal.control.hints import did_you_mean
 from airflow_provider_modal.control.times import iso
 from airflow_provider_modal.errors import NotFoundError
 
@@ -26,6 +29,47 @@ REASON_EVENTS = (
 _EXTRA = "Extra info: "
 
 _Key = tuple[str, int]
+
+
+def list_runs(
+    dag_id: str | None = None, states: Sequence[str] | None = None, limit: int = 25
+) -> dict[str, Any]:
+    """Return DAG runs, the newest first.
+
+    :param dag_id: only of this DAG.
+    :param states: only those in one of these states.
+    :param limit: how many at most.
+    :return: ``runs``, and ``more``: whether there are others.
+    :raises NotFoundError: there is no such DAG.
+    """
+    # By id, not by date: a run that catches up on an old interval is new all the same.
+    statement = select(DagRun).order_by(DagRun.id.desc()).limit(limit + 1)
+    if dag_id is not None:
+        statement = statement.where(DagRun.dag_id == dag_id)
+    if states:
+        statement = statement.where(DagRun.state.in_(states))
+    with create_session() as session:
+        runs = session.scalars(statement).all()
+        if not runs and dag_id is not None:
+            known = session.scalars(select(DagModel.dag_id)).all()
+            if dag_id not in known:
+                raise NotFoundError(f"DAG {dag_id} does not exist{did_you_mean(dag_id, known)}")
+        return {
+            "runs": [
+                {
+                    "dag_id": run.dag_id,
+                    "run_id": run.run_id,
+                    "state": run.state,
+                    "type": run.run_type,
+                    "logical_date": iso(run.logical_date),
+                    "queued_at": iso(run.queued_at),
+                    "start": iso(run.start_date),
+                    "end": iso(run.end_date),
+                }
+                for run in runs[:limit]
+            ],
+            "more": len(runs) > limit,
+        }
 
 
 def show(dag_id: str, run_id: str) -> dict[str, Any]:

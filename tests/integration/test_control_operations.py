@@ -305,6 +305,19 @@ def test_run_is_shown_with_tries_and_reasons(children: AirflowChildren) -> None:
     assert (former["try_number"], former["state"]) == (1, "failed")
     assert former["reason"] == "it fails once"
     assert run["tasks"][1]["external_executor_id"] == "call-of-hello"
+    trigger_run(children, "first", "later")
+    listed = _ask(children, "runs.list")
+    assert ([(run["run_id"], run["state"]) for run in listed["runs"]], listed["more"]) == (
+        [("later", "queued"), ("r1", "success")],
+        False,
+    )
+    [ended] = _ask(children, "runs.list", dag_id="first", states=["success"])["runs"]
+    assert (ended["start"], ended["end"], ended["type"]) == (run["start"], run["end"], "manual")
+    assert _ask(children, "runs.list", limit=1)["more"]
+    assert _refusal(children, "runs.list", dag_id="fist") == (
+        "not_found",
+        "DAG fist does not exist; did you mean first?",
+    )
     assert _refusal(children, "runs.show", dag_id="first", run_id="r2") == (
         "not_found",
         "DAG first has no run r2",

@@ -66,6 +66,44 @@ def test_a_run_is_shown_with_all_tries_and_names_as_they_are() -> None:
     assert "1 h 00 min" in text
 
 
+def bar_of(text: str, name: str) -> str:
+    """The task's bar in 24 columns, with dots where nothing was."""
+    [line] = [line for line in text.splitlines() if line.strip().startswith(name)]
+    column = next(line for line in text.splitlines() if "timeline" in line).index("timeline")
+    return line[column : column + run_view.BAR_COLUMNS].replace(" ", ".")
+
+
+def test_bars_show_when_tasks_waited_and_ran_over_the_time_of_the_run() -> None:
+    def at(minute: int) -> str:
+        return f"2025-01-01T00:{minute:02d}:00Z"
+
+    run = run_of(
+        "success",
+        task("whole", "success", queued_at=at(0), start=at(0), end=at(48)),
+        task("waits", "success", queued_at=at(12), start=at(24), end=at(36)),
+        task("brief", "success", queued_at=at(48), start=at(48), end=at(48)),
+        task("never", "skipped", queued_at=None, start=None, end=None),
+        # Of a former time, as after a clear.
+        task("early", "queued", queued_at="2024-12-31T00:00:00Z", start=None, end=None),
+    )
+    text = shown({**run, "end": at(48)})
+    assert bar_of(text, "whole") == "█" * 24
+    assert bar_of(text, "waits") == "......░░░░░░██████......"
+    assert bar_of(text, "brief") == "." * 23 + "█"
+    assert bar_of(text, "never") == "." * 24
+    assert bar_of(text, "early") == "░" * 24
+
+
+def test_runs_are_listed_with_what_is_known_of_them() -> None:
+    waiting = {"start": None, "end": None, "queued_at": "2025-01-02T00:00:00Z", "run_id": "r2"}
+    runs = [{**run_of("success"), "type": "manual"}, {**run_of("queued"), "type": "scheduled", **waiting}]
+    out = io.StringIO()
+    Console(file=out, width=200).print(run_view.view_runs(runs))
+    first, second = [line.split() for line in out.getvalue().splitlines() if line.strip().startswith("d ")]
+    assert first == ["d", "r[bold]", "success", "manual", "2025-01-01T00:00:00+00:00", "1", "h", "00", "min"]
+    assert second == ["d", "r2", "queued", "scheduled", "2025-01-02T00:00:00Z"]
+
+
 def test_a_run_without_tasks_and_times_is_shown() -> None:
     blank = {"queued_at": None, "start": None, "end": None}
     text = shown({**run_of("queued", task("a", None, host=None, **blank)), **blank})
