@@ -32,7 +32,7 @@ from airflow_provider_modal.worker.patience import GaveUpError, patiently
 log = logging.getLogger(__name__)
 
 RELOAD_DEADLINE = 60.0
-"""Seconds for a reload of the Volume's mount; it can't be interrupted, so it must have ended before a task."""
+"""Seconds for a reload of the mount; it can't be interrupted, so it must have ended before a task begins."""
 
 _former_inputs = 0
 """How many inputs this container had before: a mount that is fresh needs no reload."""
