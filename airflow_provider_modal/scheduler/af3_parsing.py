@@ -19,7 +19,7 @@ import selectors
 import signal
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from sqlalchemy import func, select
 
 from airflow_provider_modal.container import processes
 from airflow_provider_modal.container.execution_api import in_process_client
+from airflow_provider_modal.scheduler.parse_venvs import Prepared, VenvsOfFiles
 from airflow_provider_modal.scheduler.parsing import (
     CALLBACK_SECONDS,
     MEMORY_BYTES,
@@ -50,13 +51,20 @@ _CALLBACK_PRIORITY = 1
 _KILLED_SECONDS = 5.0
 
 
-def parse(digest: str, unchanged: list[str], per_file: float, phase: float) -> dict[str, Any]:
+def parse(
+    digest: str,
+    unchanged: list[str],
+    per_file: float,
+    phase: float,
+    venvs: Mapping[str, Prepared] | None = None,
+) -> dict[str, Any]:
     """Parse what needs it of the current DAG version, once.
 
     :param digest: the DAG version, which is materialised on local disk.
     :param unchanged: files that are the same as in the version of which all files were parsed last.
     :param per_file: seconds that one file may take.
     :param phase: seconds after which no further file is begun.
+    :param venvs: what ``parse_venvs.prepare`` got ready.
     :return: ``files`` parsed, ``errors`` among them, ``left`` for the next run, ``seconds``.
     """
     started = time.monotonic()
@@ -65,7 +73,12 @@ def parse(digest: str, unchanged: list[str], per_file: float, phase: float) -> d
     os.register_at_fork(after_in_child=_limit_resources)
     # Airflow's own, gentler limit: it interrupts a file and tells where it was.
     os.environ["AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT"] = f"{per_file:g}"
-    manager = BoundedManager(digest=digest, unchanged=frozenset(unchanged), limits=Limits(per_file, phase))
+    manager = BoundedManager(
+        digest=digest,
+        unchanged=frozenset(unchanged),
+        limits=Limits(per_file, phase),
+        venvs=VenvsOfFiles(venvs or {}),
+    )
     manager.run()
     manager.finish()
     return {**manager.summary(), "seconds": round(time.monotonic() - started, 3)}
@@ -101,15 +114,19 @@ class BoundedManager(DagFileProcessorManager):
 
     :param digest: the DAG version.
     :param unchanged: see :func:`parse`.
+    :param venvs: packages that the image lacks.
     """
 
     _file_queue: OrderedDict[DagFileInfo, None]
 
-    def __init__(self, *, digest: str, unchanged: frozenset[str], limits: Limits) -> None:
+    def __init__(
+        self, *, digest: str, unchanged: frozenset[str], limits: Limits, venvs: VenvsOfFiles
+    ) -> None:
         super().__init__(max_runs=1, processor_timeout=limits.kill_after, stale_dag_threshold=0)
         self._digest = digest
         self._unchanged = unchanged
         self._limits = limits
+        self._venvs = venvs
         # Whether a file changed is known from its content: its time on local disk is that of a download.
         self._file_parsing_sort_mode = "alphabetical"
         self._ends = 0.0
@@ -259,7 +276,12 @@ class BoundedManager(DagFileProcessorManager):
     def _scan_stale_dags(self) -> None:
         """Nothing during the pass: see ``finish``."""
 
-    # Files that fail.
+    # The files' processes, and those that fail.
+
+    def _create_process(self, file: DagFileInfo) -> DagFileProcessorProcess:
+        with self._venvs.used_for(str(file.rel_path)):
+            process: DagFileProcessorProcess = super()._create_process(file)
+        return process
 
     def _service_processor_sockets(self, timeout: float | None = 1.0) -> None:
         """Hear children, not waiting so long that a limit is noticed late; what one says harms no other."""
@@ -337,7 +359,10 @@ class BoundedManager(DagFileProcessorManager):
             proc.parsing_result = _failure(file, death_error(str(file.rel_path), proc._exit_code))
         if proc.parsing_result is not None and proc.parsing_result.import_errors:
             errors = proc.parsing_result.import_errors
-            proc.parsing_result.import_errors = {name: shortened(text) for name, text in errors.items()}
+            proc.parsing_result.import_errors = {
+                name: self._venvs.explained(str(file.rel_path), shortened(text))
+                for name, text in errors.items()
+            }
         super().handle_parsing_result(file, proc, **kwargs)
         if proc.parsing_result is not None:
             self._parsed[file] = len(proc.parsing_result.import_errors or {})

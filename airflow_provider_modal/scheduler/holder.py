@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg2
 from psycopg2.extensions import connection as Connection
@@ -26,14 +26,18 @@ from airflow_provider_modal.db.connect import application_name, without_password
 from airflow_provider_modal.db.lock import AdvisoryLock, LockHeldError
 from airflow_provider_modal.errors import ModalflowError
 from airflow_provider_modal.names import ResourceNames
-from airflow_provider_modal.scheduler import due, history, jobs
+from airflow_provider_modal.scheduler import due, history, jobs, parse_venvs
 from airflow_provider_modal.scheduler import run as child_targets
 from airflow_provider_modal.scheduler.parsing import Limits
 from airflow_provider_modal.scheduler.unchanged import unchanged_files
 from airflow_provider_modal.triggerer import keeper
+from airflow_provider_modal.venvs.provision import Venvs
 from airflow_provider_modal.volume import dag_copies, dag_versions
 from airflow_provider_modal.volume.dag_lock import DagTreeLock
 from airflow_provider_modal.volume.files import VolumeFiles
+
+if TYPE_CHECKING:
+    import modal
 
 log = logging.getLogger(__name__)
 
@@ -173,17 +177,20 @@ class _Run:
             need = due.parse_need(self._lock.connection, version.digest, empty=not version.files)
             if not need.reasons:
                 return {"skipped": "nothing changed"}
-            dag_copies.materialise(files, version.digest, dag_copies.default_root())
+            tree = dag_copies.materialise(files, version.digest, dag_copies.default_root())
             unchanged = unchanged_files(files, self._lock.connection, version, need.parsed_version)
         except ModalflowError as error:
             log.error("DAG files can't be parsed in this run: %s", error)
             return {"error": str(error)}
+        available = Venvs(files, _state(self._resources), holder="of the scheduler", note=_note_of_venv)
+        venvs = parse_venvs.prepare(available, tree, version.files, lambda: self._lock.lost)
         limits = Limits(self._config.parse_timeout_seconds, self._config.max_run_seconds * PARSE_SHARE)
         arguments = {
             "digest": version.digest,
             "unchanged": unchanged,
             "per_file": limits.per_file,
             "phase": limits.phase,
+            "venvs": venvs,
         }
         environ = {dag_versions.HEAD_VARIABLE: version.digest}
         parsed = self._in_child(child_targets.PARSE, arguments, environ, limits.at_most)
@@ -238,9 +245,17 @@ def _require_ready(connection: Connection, env: str) -> None:
 
 
 def _journal(resources: ResourceNames, reason: str) -> history.Journal:
+    return history.Journal(_state(resources), reason)
+
+
+def _state(resources: ResourceNames) -> modal.Dict:
     import modal
 
-    return history.Journal(modal.Dict.from_name(resources.state_dict), reason)
+    return modal.Dict.from_name(resources.state_dict)
+
+
+def _note_of_venv(level: str, text: str) -> None:
+    log.log(logging.getLevelName(level.upper()), "%s", text)
 
 
 def _message(summary: Mapping[str, Any]) -> str | None:
@@ -252,10 +267,8 @@ def _message(summary: Mapping[str, Any]) -> str | None:
 
 
 def _take_wish(resources: ResourceNames) -> None:
-    import modal
-
     try:
-        wish = wakeup.take_wish(modal.Dict.from_name(resources.state_dict))
+        wish = wakeup.take_wish(_state(resources))
     except Exception as error:
         # Left behind, it keeps others from waking until the tick; this run is worth doing all the same.
         log.warning("the wake-up could not be taken: %s: %s", type(error).__name__, error)

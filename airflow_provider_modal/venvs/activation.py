@@ -89,6 +89,9 @@ def activated(folder: Path) -> Iterator[None]:
         sys.path[:] = path
         os.environ.clear()
         os.environ.update(environ)
+        # Airflow imports what a DAG file will want in advance, here: the next file has other packages.
+        for name in [name for name in list(sys.modules) if _is_of(name, folder)]:
+            del sys.modules[name]
         for name, places in spread.items():
             if isinstance(sys.modules[name].__path__, list):
                 sys.modules[name].__path__ = places
@@ -104,5 +107,13 @@ def _modules(folder: Path) -> Iterator[str]:
 
 
 def _is_from_elsewhere(name: str, folder: Path) -> bool:
+    return _file(name) is not None and not _is_of(name, folder)
+
+
+def _is_of(name: str, folder: Path) -> bool:
+    return (_file(name) or "").startswith(f"{folder}{os.sep}")
+
+
+def _file(name: str) -> str | None:
     file = getattr(sys.modules.get(name), "__file__", None)
-    return file is not None and not file.startswith(f"{folder}{os.sep}")
+    return file if isinstance(file, str) else None

@@ -12,7 +12,7 @@ hold a password and where all containers find it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
@@ -59,32 +59,36 @@ def of_text(text: str, where: str) -> tuple[str, ...]:
     return normalised(wanted, where)
 
 
-def nearest(tree: Path, dag_file: str) -> str | None:
-    """Return the ``requirements.txt`` that applies to a DAG file, as a path below ``tree``; None without one.
+def nearest(dag_file: str, exists: Callable[[str], bool]) -> str | None:
+    """Return the ``requirements.txt`` that applies to a DAG file; None without one.
 
-    :param tree: folder of a DAG version.
-    :param dag_file: path below it.
+    :param dag_file: path below the root of the DAG tree, as is what is returned.
+    :param exists: whether there is a file with such a path.
     """
     for folder in PurePosixPath(dag_file).parents:
         path = folder / FILE_NAME
-        if ".." not in path.parts and not path.is_absolute() and (tree / path).is_file():
+        if ".." not in path.parts and not path.is_absolute() and exists(str(path)):
             return str(path)
     return None
 
 
-def of_dag_file(tree: Path, dag_file: str) -> tuple[str, ...]:
-    """Return the requirements of the ``requirements.txt`` that applies to a DAG file; empty without one.
+def of_file(tree: Path, path: str) -> tuple[str, ...]:
+    """Return the requirements of a file of a DAG version.
 
-    :raises ConfigError: that file can't be used.
+    :param tree: folder of the version.
+    :raises ConfigError: the file can't be used.
     """
-    path = nearest(tree, dag_file)
-    if path is None:
-        return ()
     try:
         text = (tree / path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} in the DAG tree is not UTF-8 text: {error}") from None
     return of_text(text, f"{path} in the DAG tree")
+
+
+def of_dag_file(tree: Path, dag_file: str) -> tuple[str, ...]:
+    """Return the requirements that apply to a DAG file; see :func:`nearest` and :func:`of_file`."""
+    path = nearest(dag_file, lambda path: (tree / path).is_file())
+    return () if path is None else of_file(tree, path)
 
 
 def _normal(text: str, where: str) -> str:

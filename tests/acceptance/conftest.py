@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,11 @@ from urllib.parse import urlsplit
 import psycopg2
 import pytest
 
+from airflow_provider_modal.names import ResourceNames
 from tests.acceptance.deployment import Deployment, run, write_config
 from tests.acceptance.modal_target import CLOUD, environment_name, modal_server
 from tests.acceptance.recorder import Recorder
+from tests.support.wheels import add_wheel
 
 FAULTS = "needs faults, which only the local Modal server can make"
 
@@ -53,22 +55,38 @@ def deployment(acceptance_database: str, tmp_path_factory: pytest.TempPathFactor
     """An environment, created by the command; on a local Modal server of its own, or on Modal.
 
     On the local server its workers have the user's Secret ``base-token``, and there is another one,
-    ``team-token``.
+    ``team-token``; packages come from the folder ``wheels/`` of its Volume alone.
     """
     folder = tmp_path_factory.mktemp("deployment")
+    image: dict[str, Any] = {}
     workers: dict[str, Any] = {"max_containers": 3, "scaledown_window": 120}
     with modal_server(folder / "modal") as local:
         if local is not None:
             for name, variable in (("base-token", "BASE_TOKEN=base"), ("team-token", "TEAM_TOKEN=team")):
                 run([sys.executable, "-m", "modal", "secret", "create", name, variable], local.env)
             workers["secrets"] = ["base-token"]
-        config = write_config(folder / "config.yaml", acceptance_database, workers={"default": workers})
+            put_wheels(folder / "wheels", ResourceNames("test").volume, local.env)
+            image["env"] = {"UV_NO_INDEX": "1", "UV_FIND_LINKS": "/vol/wheels"}
+        config = write_config(
+            folder / "config.yaml", acceptance_database, workers={"default": workers}, image=image
+        )
         deployment = Deployment(environment_name("test"), local, config)
         try:
             deployment.modalflow("create", "--config", str(config))
             yield deployment
         finally:
             deployment.clean_up()
+
+
+def put_wheels(folder: Path, volume: str, environ: Mapping[str, str]) -> None:
+    """Make a Volume with two packages on it, before anything uses it."""
+    folder.mkdir()
+    files = {"greeter/__init__.py": "DAG_ID = 'packaged'\n", "greeter/cli.py": "def main(): print('hello')\n"}
+    add_wheel(folder, "greeter", "1.0", files, commands={"greet": "greeter.cli:main"})
+    add_wheel(folder, "tone", "1.2", {"tone.py": "TONE = 'bright'\n"})
+    modal = [sys.executable, "-m", "modal", "volume"]
+    run([*modal, "create", "--version", "2", volume], environ)
+    run([*modal, "put", volume, str(folder), "/wheels"], environ)
 
 
 @pytest.fixture(scope="session")

@@ -61,7 +61,6 @@ def test_a_file_has_comments_and_long_lines_but_no_options() -> None:
 def test_the_nearest_file_applies(tmp_path: Path) -> None:
     for path in ("team/reports", "team/plain/deep", "other"):
         (tmp_path / path).mkdir(parents=True)
-    assert requirements.nearest(tmp_path, "team/reports/dag.py") is None
     assert requirements.of_dag_file(tmp_path, "dag.py") == ()
     for path, name in ((".", "root"), ("team", "team"), ("team/reports", "reports")):
         (tmp_path / path / "requirements.txt").write_text(f"\ufeff{name}\n", encoding="utf-8")
@@ -70,8 +69,8 @@ def test_the_nearest_file_applies(tmp_path: Path) -> None:
     assert requirements.of_dag_file(tmp_path, "team/reports/dag.py") == ("reports",)
     assert requirements.of_dag_file(tmp_path, "team/plain/deep/dag.py") == ("team",)
     # A path from outside reaches nothing outside of the tree.
-    assert requirements.nearest(tmp_path / "other", "../dag.py") is None
-    assert requirements.nearest(tmp_path / "other", str(tmp_path / "dag.py")) is None
+    assert requirements.of_dag_file(tmp_path / "other", "../dag.py") == ()
+    assert requirements.of_dag_file(tmp_path / "other", str(tmp_path / "dag.py")) == ()
     (tmp_path / "other" / "requirements.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match=r"other/requirements\.txt in the DAG tree is not UTF-8"):
         requirements.of_dag_file(tmp_path, "other/dag.py")
