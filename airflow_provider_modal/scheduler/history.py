@@ -1,9 +1,10 @@
 """What became of the last scheduler runs? Kept in the state Dict, for the tick and for ``modalflow status``.
 
-One key holds the last records, and only runs write it, one at a time: there is one container for them. A run
-opens its record before it takes the wish, and a run that is killed leaves it open until the next one closes
-it. So whoever finds no wish and no open record knows that every wish so far was heard by a run that ended
-(see ``tick``).
+One key holds the last records, and only runs write it. They have one container, but for some moments after
+a deployment, when a run of the former one may still be at work. A run opens its record before it takes the
+wish, and a run that is killed leaves it open until the next one that gets the scheduler's lock closes it. So
+whoever finds no wish and no open record knows that every wish so far was heard by a run that ended (see
+``tick``).
 
 All of this is a hint. Where it is missing or of another release, nothing is known of former runs, and a run
 is due.
@@ -12,6 +13,7 @@ is due.
 from __future__ import annotations
 
 import logging
+import math
 import time
 import uuid
 from collections.abc import Sequence
@@ -101,18 +103,22 @@ def read(state: modal.Dict) -> list[Record]:
 
 def marker(records: Sequence[Record]) -> str:
     """Return what changes whenever a run begins or ends."""
-    return f"{records[-1].token}/{records[-1].outcome}" if records else ""
+    return ",".join(f"{record.token}/{record.outcome}" for record in records)
 
 
 def is_open(records: Sequence[Record]) -> bool:
-    """Return whether the last run has not ended, as far as is known: it is at work, or dead."""
-    return bool(records) and records[-1].outcome is None
+    """Return whether a run has not ended, as far as is known: it is at work, or dead."""
+    return any(record.outcome is None for record in records)
 
 
 def last_look(records: Sequence[Record]) -> Look | None:
     """Return the look of the last run that may have changed anything; None unless it did all there was."""
+
+    def end(record: Record) -> float:
+        return math.inf if record.outcome is None else record.ended or record.began
+
     worked = [record for record in records if record.outcome not in _CHANGED_NOTHING]
-    return worked[-1].look if worked else None
+    return max(reversed(worked), key=end).look if worked else None
 
 
 def failures(records: Sequence[Record]) -> int:
@@ -151,10 +157,21 @@ class Journal:
     def __init__(self, state: modal.Dict, reason: str) -> None:
         self._state = state
         self._record = Record(str(uuid.uuid4()), time.time(), reason)
+        self._open: frozenset[str] = frozenset()
+        self._dead: frozenset[str] = frozenset()
 
     def begin(self) -> None:
         """Note that the run begins. Before it takes the wish."""
         self._write()
+
+    def has_lock(self) -> None:
+        """Note that this run has the lock: whoever had not ended when it began is dead.
+
+        Or waits for the lock as well: then it puts its record right when it ends.
+        """
+        if self._open:
+            self._dead = self._open
+            self._write()
 
     def end(self, outcome: str, message: str | None = None, look: Look | None = None) -> None:
         """Note how it ended."""
@@ -163,8 +180,11 @@ class Journal:
 
     def _write(self) -> None:
         try:
-            records = [_closed(record) for record in read(self._state) if record.token != self._record.token]
-            self._state.put(names.RUNS_KEY, [asdict(record) for record in [*records, self._record][-KEPT:]])
+            others = [record for record in read(self._state) if record.token != self._record.token]
+            self._open = frozenset(record.token for record in others if record.outcome is None)
+            records = [_closed(record) if record.token in self._dead else record for record in others]
+            records = sorted([*records, self._record], key=lambda record: record.began)
+            self._state.put(names.RUNS_KEY, [asdict(record) for record in records[-KEPT:]])
         except Exception as error:
             log.warning("this run is not on record: %s: %s", type(error).__name__, error)
 

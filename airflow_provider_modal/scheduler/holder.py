@@ -71,12 +71,11 @@ def run(zygote: Zygote, reason: str = "") -> dict[str, Any]:
     journal = _journal(resources, reason)
     journal.begin()
     try:
-        summary = _run(zygote, lock, config, resources, started)
+        summary = _run(zygote, lock, config, resources, started, journal)
     except Exception as error:
         told = str(error) if isinstance(error, ModalflowError) else f"{type(error).__name__}: {error}"
         journal.end("failed", without_password(told))
         raise
-    journal.end(summary["outcome"], _message(summary), summary.pop("look", None))
     summary = {"reason": reason, **summary, "seconds": round(time.monotonic() - started, 3)}
     log.info("scheduler run: %s", summary)
     return summary
@@ -88,6 +87,7 @@ def _run(
     config: SchedulerConfig,
     resources: ResourceNames,
     started: float,
+    journal: history.Journal,
 ) -> dict[str, Any]:
     # Left behind by a run that may not work, it would silence everybody who wakes until the schedule.
     _take_wish(resources)
@@ -101,9 +101,13 @@ def _run(
             if error.environment == resources.env:
                 outcome = history.LOCKED
                 _ask_for_another(resources, "the lock was held")
+        journal.end(outcome, str(error))
         return {"outcome": outcome, "message": str(error)}
     with lock:
+        journal.has_lock()
         summary = _Run(zygote, lock, config, resources, started).work()
+        # The next one to get the lock takes for dead whoever has not ended.
+        journal.end(summary["outcome"], _message(summary), summary.pop("look", None))
     if summary.pop("more"):
         _ask_for_another(resources, "hand-over")
     return summary

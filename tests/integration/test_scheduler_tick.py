@@ -52,6 +52,7 @@ class Environment:
         """Leave what a run leaves that found everything in order, or failed."""
         journal = history.Journal(self.app.state, "the test")
         journal.begin()
+        journal.has_lock()
         digest = dag_versions.snapshot(self.files).digest
         self.sql(
             "INSERT INTO dag_bundle (name, active, version) VALUES (%s, true, %s)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -51,24 +52,51 @@ def test_a_look_counts_until_another_run_may_have_changed_something() -> None:
         assert history.last_look([seen, *_records(harmless)]) == LOOK
     for outcome in ("failed", "vanished", "done", None):
         assert history.last_look([seen, *_records(outcome)]) is None
-    assert history.is_open(_records("done", None)) and not history.is_open(_records(None, "done"))
+    assert history.is_open(_records(None, "done")) and not history.is_open(_records("done"))
 
 
-def test_a_run_that_began_closes_those_that_were_killed() -> None:
-    stored: dict[str, object] = {}
+class State:
+    """As much of a Dict as records need."""
 
-    class State:
-        get = stored.get
-        put = stored.__setitem__
+    def __init__(self) -> None:
+        self.stored: dict[str, object] = {}
+        self.get = self.stored.get
+        self.put = self.stored.__setitem__
 
+
+def test_records_of_runs_that_live_are_left_open_and_those_of_dead_ones_closed() -> None:
+    state: Any = State()
+    dead = history.Journal(state, "killed")
+    dead.begin()
+    former = history.Journal(state, "of the former deployment")
+    former.begin()
+    former.has_lock()
+    waits = history.Journal(state, "of the next deployment")
+    waits.begin()
+    assert [record.outcome for record in history.read(state)] == ["vanished", None, None]
+    waits.end(history.LOCKED)
+    assert history.is_open(history.read(state)), "the former one is still at work"
+    former.end(history.DONE, look=LOOK)
+    assert [record.outcome for record in history.read(state)] == ["vanished", "done", "locked"]
+    assert history.last_look(history.read(state)) == LOOK
+
+
+def test_a_look_of_a_run_that_ended_first_counts_no_more() -> None:
+    first, second = _records("failed", "done")
+    assert history.last_look([replace(first, ended=99.0), replace(second, look=LOOK)]) is None
+
+
+def test_the_next_run_that_has_the_lock_closes_those_that_were_killed() -> None:
+    state: Any = State()
     for _ in range(history.KEPT + 3):
-        history.Journal(State(), "killed").begin()  # type: ignore[arg-type]
-    journal = history.Journal(State(), "the last")  # type: ignore[arg-type]
+        history.Journal(state, "killed").begin()
+    journal = history.Journal(state, "the last")
     journal.begin()
+    journal.has_lock()
     journal.end("done", look=LOOK)
-    records = history.read(State())  # type: ignore[arg-type]
+    records = history.read(state)
     assert len(records) == history.KEPT
     assert {record.outcome for record in records[:-1]} == {"vanished"}
     assert (records[-1].reason, records[-1].look) == ("the last", LOOK)
-    stored["runs"] = [{"of": "another release"}]
-    assert history.read(State()) == []  # type: ignore[arg-type]
+    state.stored["runs"] = [{"of": "another release"}]
+    assert history.read(state) == []
