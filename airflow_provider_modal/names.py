@@ -41,6 +41,8 @@ SLEEP_UNTIL_KEY = "sleep_until"
 """What the last tick found, and how long that holds."""
 RUNS_KEY = "runs"
 """The last scheduler runs."""
+TRIGGERER_KEY = "triggerer"
+"""Whether the last triggerers failed."""
 DAG_TREE_KEY = "dag-tree"
 """Who changes the DAG tree as a whole at the moment (see ``volume.dag_lock``)."""
 

@@ -20,6 +20,7 @@ from airflow_provider_modal.names import ResourceNames
 
 if TYPE_CHECKING:
     from airflow_provider_modal.scheduler.history import Record
+    from airflow_provider_modal.triggerer.health import Health
 
 LATE_SECONDS = 120.0
 """How much later than its interval says a tick may be: a container's cold start, and a tick's own time."""
@@ -33,7 +34,7 @@ def status(resources: ResourceNames, as_json: bool) -> None:
 
     A tick looks on schedule whether anything is due; a run does it. While nothing goes on, ticks leave the
     database alone for up to ten minutes. After three failed runs in a row they start runs less and less
-    often, every ten minutes at least, until one succeeds.
+    often, every ten minutes at least, until one succeeds. So does the triggerer of deferred tasks.
 
     \b
     Example:
@@ -71,6 +72,7 @@ def _found(access: modal_access.Access) -> dict[str, Any]:
     import modal
 
     from airflow_provider_modal.scheduler import history
+    from airflow_provider_modal.triggerer import health
 
     manifest = access.manifest
     # Read by name: the environment may be of another release.
@@ -81,7 +83,8 @@ def _found(access: modal_access.Access) -> dict[str, Any]:
     records = history.read(state)
     tick = state.get(names.SLEEP_UNTIL_KEY) or {}
     slowed_until = history.slowed_until(records, interval)
-    word, detail = _judged(tick, records, interval, slowed_until, time.time())
+    triggerer = health.read(state)
+    word, detail = _judged(tick, records, interval, slowed_until, triggerer, time.time())
     return {
         "env": access.resources.env,
         "state": word,
@@ -102,6 +105,11 @@ def _found(access: modal_access.Access) -> dict[str, Any]:
         else None,
         "failures_in_a_row": history.failures(records),
         "slowed_until": _iso(slowed_until),
+        "triggerer": {
+            "failures_in_a_row": triggerer.failures,
+            "message": triggerer.message,
+            "held_until": _iso(triggerer.held_until),
+        },
         "runs": [
             {
                 "began": _iso(record.began),
@@ -116,9 +124,14 @@ def _found(access: modal_access.Access) -> dict[str, Any]:
 
 
 def _judged(
-    tick: dict[str, Any], records: list[Record], interval: float, slowed_until: float | None, now: float
+    tick: dict[str, Any],
+    records: list[Record],
+    interval: float,
+    slowed_until: float | None,
+    triggerer: Health,
+    now: float,
 ) -> tuple[str, str]:
-    """Return a word and a sentence about the scheduler."""
+    """Return a word and a sentence about the scheduler, or about the triggerer if only that fails."""
     from airflow_provider_modal.scheduler import history
 
     failed = history.failures(records)
@@ -138,6 +151,13 @@ def _judged(
         return "failing", sentence
     if tick.get("error"):
         return "failing", f"The last tick failed: {tick['error']}."
+    if triggerer.failures:
+        sentence = (
+            f"Deferred tasks wait: the last {triggerer.failures} triggerers failed: {triggerer.message}."
+        )
+        if triggerer.held_until is not None:
+            sentence += f" The next one starts at {_iso(max(triggerer.held_until, now))}."
+        return "failing", sentence
     if history.is_open(records):
         return "working", "A run is at work."
     if tick.get("sleep_until") and now < tick["sleep_until"]:

@@ -6,6 +6,7 @@ from airflow_provider_modal.scheduler.due_question import AT_LIMIT, Question
 from airflow_provider_modal.triggerer.need import LIVES, WAITING
 
 ASSETS = "assets were updated"
+TRIGGERER_DUE = "triggers wait for a triggerer"
 
 QUESTIONS = (
     Question(
@@ -147,7 +148,7 @@ QUESTIONS = (
         """,
     ),
     Question(
-        "triggers wait for a triggerer",
+        TRIGGERER_DUE,
         ("trigger",),
         f"SELECT {WAITING} AND NOT {LIVES}, NULL::timestamptz, NULL::jsonb",
     ),

@@ -138,11 +138,20 @@ def slowed_until(records: Sequence[Record], interval: float) -> float | None:
 
     :param interval: seconds between two ticks.
     """
-    failed = failures(records)
+    wait = delay(failures(records), interval)
+    if wait is None:
+        return None
+    return wait + max(record.ended or record.began for record in records if record.outcome is not None)
+
+
+def delay(failed: int, interval: float) -> float | None:
+    """Return how long to wait after so many failures in a row; None if as always.
+
+    :param interval: seconds between two attempts otherwise.
+    """
     if failed < PATIENT_FAILURES:
         return None
-    last = max(record.ended or record.began for record in records if record.outcome is not None)
-    return last + min(interval * 2.0 ** (failed - PATIENT_FAILURES + 1), SLOWEST_SECONDS)
+    return min(interval * 2.0 ** (failed - PATIENT_FAILURES + 1), SLOWEST_SECONDS)
 
 
 class Journal:

@@ -24,6 +24,8 @@ from airflow_provider_modal import airflow_settings, names, wakeup
 from airflow_provider_modal.db.connect import application_name, connect, environment_of
 from airflow_provider_modal.errors import ModalflowError
 from airflow_provider_modal.scheduler import due, history, jobs
+from airflow_provider_modal.scheduler.due_upkeep import TRIGGERER_DUE
+from airflow_provider_modal.triggerer import health
 from airflow_provider_modal.volume import dag_versions
 from airflow_provider_modal.volume.files import VolumeFiles
 
@@ -97,6 +99,9 @@ def tick(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
     try:
         found = _ask_database(resources, known, environ)
         note["due"] = list(found.reasons)
+        if TRIGGERER_DUE in note["due"] and (held := _triggerer_held(state, now)):
+            note["due"].remove(TRIGGERER_DUE)
+            note["held"] = held
         if found.next_at is not None:
             note["next_at"] = now + found.next_at - found.now
         at_work = found.holder is not None and environment_of(found.holder) == resources.env
@@ -116,6 +121,7 @@ def tick(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
         elif at_work and not unheard:
             note["held"] = "a run is at work"
         else:
+            note["held"] = None
             note["started"] = wakeup.request_run(resources, "; ".join(note["due"]), force=True)
     except Exception as error:
         note["error"] = (
@@ -125,6 +131,14 @@ def tick(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
     finally:
         _keep(state, note)
     return note
+
+
+def _triggerer_held(state: modal.Dict, now: float) -> str | None:
+    """Return why no run need start a triggerer yet; None if one should."""
+    known = health.read(state)
+    if known.held_until is None or now >= known.held_until:
+        return None
+    return f"{known.failures} triggerers in a row have failed"
 
 
 def _known(state: modal.Dict, resources: names.ResourceNames, environ: Mapping[str, str]) -> _Known:

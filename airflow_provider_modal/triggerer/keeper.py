@@ -16,7 +16,7 @@ import psycopg2
 from psycopg2.extensions import connection as Connection
 
 from airflow_provider_modal import names
-from airflow_provider_modal.triggerer import need
+from airflow_provider_modal.triggerer import health, need
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,8 @@ class Keeper:
     def __init__(self, connection: Connection, resources: names.ResourceNames) -> None:
         self._connection = connection
         self._resources = resources
+        self._held_until: float | None = None
+        """Seconds since the epoch; None until it is asked for, once in a run."""
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="triggerer-keeper", daemon=True)
 
@@ -79,11 +81,32 @@ class Keeper:
             return
         if time.monotonic() - _started.get(env, -STARTED_SECONDS) < STARTED_SECONDS:
             return
+        if self._is_held():
+            return
         if found.holder is not None:
             log.info("the triggerer of a former deployment is ended")
             need.end(self._connection, found.holder)
         start(self._resources, "something is deferred")
         _started[env] = time.monotonic()
+
+    def _is_held(self) -> bool:
+        """Tell whether triggerers have failed so often that the next one has to wait."""
+        if self._held_until is None:
+            self._held_until = self._ask_held_until()
+        return time.time() < self._held_until
+
+    def _ask_held_until(self) -> float:
+        import modal
+
+        try:
+            known = health.read(modal.Dict.from_name(self._resources.state_dict))
+        except Exception as error:
+            log.warning("whether triggerers failed is unknown: %s: %s", type(error).__name__, error)
+            return 0.0
+        if known.held_until is None:
+            return 0.0
+        log.warning("the last %d triggerers failed: %s; the next one waits", known.failures, known.message)
+        return known.held_until
 
 
 def start(resources: names.ResourceNames, reason: str) -> None:

@@ -22,10 +22,11 @@ from airflow_provider_modal import airflow_settings
 from airflow_provider_modal.child_work import Worker, child_of
 from airflow_provider_modal.container.zygote import Child, Outcome, Zygote
 from airflow_provider_modal.db import ownership, schema
+from airflow_provider_modal.db.connect import without_password
 from airflow_provider_modal.db.lock import AdvisoryLock, LockHeldError
 from airflow_provider_modal.names import ResourceNames
 from airflow_provider_modal.scheduler import jobs
-from airflow_provider_modal.triggerer import SLICE_SECONDS, code, keeper, need
+from airflow_provider_modal.triggerer import SLICE_SECONDS, code, health, keeper, need
 from airflow_provider_modal.triggerer.logs import TriggerLogs
 from airflow_provider_modal.triggerer.run import RUN
 from airflow_provider_modal.volume import dag_versions
@@ -69,13 +70,28 @@ def run(zygote: Zygote, reason: str = "", seconds: float = SLICE_SECONDS) -> dic
     except (LockHeldError, ownership.OwnershipError, schema.SchemaError) as error:
         log.warning("this triggerer does nothing: %s", error)
         return {"outcome": "not ready", "reason": reason, "message": str(error)}
+    journal = _journal(resources)
     with lock:
-        summary = _Slice(zygote, lock, resources, time.monotonic() + seconds).work()
+        journal.begin()
+        try:
+            summary = _Slice(zygote, lock, resources, time.monotonic() + seconds).work()
+        except Exception as error:
+            journal.end(without_password(f"{type(error).__name__}: {error}"))
+            raise
+        # Who took the lock writes what is known from now on.
+        if not lock.lost:
+            journal.end(summary.get("error"))
     if summary["outcome"] == "budget":
         keeper.start(resources, "hand-over")
     summary = {"reason": reason, **summary}
     log.info("triggerer: %s", summary)
     return summary
+
+
+def _journal(resources: ResourceNames) -> health.Journal:
+    import modal
+
+    return health.Journal(modal.Dict.from_name(resources.state_dict), need.holder_name(resources.env))
 
 
 class _Slice:
@@ -143,9 +159,13 @@ class _Slice:
 
         Nobody else starts a triggerer for them: one lives for as long as we hold the lock.
         """
-        if summary["outcome"] not in ("idle", "died") or self._in_vain >= IN_VAIN:
+        if summary["outcome"] not in ("idle", "died") or not need.look(self._lock.connection).waiting:
             return False
-        return need.look(self._lock.connection).waiting
+        if self._in_vain < IN_VAIN:
+            return True
+        died = "died" if summary["outcome"] == "died" else "ended"
+        summary["error"] = f"{IN_VAIN} processes in a row {died} without anything from the triggers they ran"
+        return False
 
     def _await(self, child: Child) -> tuple[Outcome | None, bool]:
         """Wait for a child's end, and bring it about when there is new code for its triggers.

@@ -7,6 +7,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import modal
@@ -20,6 +21,7 @@ from airflow_provider_modal.db.lock import AdvisoryLock
 from airflow_provider_modal.errors import UnreachableError
 from airflow_provider_modal.names import ResourceNames
 from airflow_provider_modal.scheduler import due, history, tick
+from airflow_provider_modal.triggerer.health import Health
 from airflow_provider_modal.volume import dag_versions
 from airflow_provider_modal.volume.files import VolumeFiles
 from local_modal.testing import LocalModal
@@ -189,3 +191,6 @@ def test_what_is_not_for_us_keeps_neither_the_tick_busy_nor_the_database_awake(
     assert waits not in environment.tick()["due"]
     environment.sql("UPDATE trigger SET queue = NULL")
     assert waits in environment.tick()["due"]
+    # One that fails again and again is started less often.
+    environment.app.state.put(names.TRIGGERER_KEY, asdict(Health(3, time.time(), "it is broken")))
+    assert waits not in environment.tick()["due"]

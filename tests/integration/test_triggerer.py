@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from airflow_provider_modal import airflow_settings
+from airflow_provider_modal import airflow_settings, names
 from airflow_provider_modal.db.lock import AdvisoryLock
 from airflow_provider_modal.triggerer import need
+from airflow_provider_modal.triggerer.health import Health
 from local_modal.testing import LocalModal, wait_until
 from tests.support.modal_env import using
 from tests.support.processes import is_running
@@ -228,6 +231,10 @@ def test_scheduler_starts_a_triggerer_once_until_it_has_shown(
         owner="triggerer",
     )
     with using(local_modal), scheduler_app(environment.name) as app:
+        app.state.put(names.TRIGGERER_KEY, asdict(Health(3, time.time(), "it is broken")))
+        environment.run()
+        assert not app.triggers_started_again(), "one that fails again and again is started less often"
+        app.state.put(names.TRIGGERER_KEY, asdict(Health()))
         environment.run()
         assert app.triggers_started() == "something is deferred"
         environment.run()
