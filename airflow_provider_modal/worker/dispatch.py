@@ -10,7 +10,6 @@ container Modal takes away, end as Modal expects.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 import uuid
@@ -25,7 +24,7 @@ from airflow_provider_modal.log.task_log import TaskLog
 from airflow_provider_modal.modal_errors import is_refused_token
 from airflow_provider_modal.venvs.provision import Venvs
 from airflow_provider_modal.volume import dag_copies, dag_versions
-from airflow_provider_modal.worker import claim, limits, memory, venvs
+from airflow_provider_modal.worker import claim, limits, memory, reasons, venvs
 from airflow_provider_modal.worker.container import Container
 from airflow_provider_modal.worker.patience import GaveUpError, patiently
 
@@ -210,7 +209,7 @@ class _Run:
     def _not_run(self, verdict: claim.Verdict) -> tuple[wire.Outcome, str | None]:
         if verdict.obsolete:
             return "obsolete", verdict.reason
-        return "failed", self._lost(verdict)
+        return "failed", reasons.lost(self.call, verdict)
 
     def _prepare(self) -> dict[str, str]:
         """Get ready whatever a task needs and return its environment variables; may take a while."""
@@ -229,7 +228,7 @@ class _Run:
         # From here on an interruption would leave a task behind that nobody stops and reports.
         self.cancelled.interruptible = False
         oom_kills = memory.oom_kills()
-        _, limit = self._profile_and_memory()
+        _, limit = reasons.profile_and_memory(self.call)
         with claim.started(
             self.container.state,
             self.call,
@@ -278,36 +277,12 @@ class _Run:
             self.spoiled = outcome.result["outcome"] == "not_started"
             return outcome.result["outcome"], outcome.result["reason"]
         if out_of_memory:
-            return "failed", self._out_of_memory()
+            return "failed", memory.reason(*reasons.profile_and_memory(self.call))
         if outcome.error is None:
             return "failed", outcome.result["reason"]
         if outcome.error_kind is not None:
             return "failed", outcome.error
         return "failed", f"the task's supervisor ended unexpectedly: {outcome.error}"
-
-    def _out_of_memory(self) -> str:
-        return memory.reason(*self._profile_and_memory())
-
-    def _lost(self, verdict: claim.Verdict) -> str:
-        """Return that a former delivery's container was lost, and what to do should it be for memory."""
-        profile, limit = self._profile_and_memory()
-        out_of_memory = memory.reason_of_lost(
-            str(verdict.lost_container), profile, limit, verdict.lost_memory
-        )
-        if out_of_memory is not None:
-            return out_of_memory
-        of = f"of {limit} MiB " if limit is not None else ""
-        hint = f"Should the memory {of}have been too little, {memory.advice(profile, limit)}"
-        return f"{verdict.reason}. {hint}"
-
-    def _profile_and_memory(self) -> tuple[str, int | None]:
-        """Return the task's worker profile, and at how many MiB its container is killed."""
-        workers = airflow_settings.deployed_config().workers
-        queue = str(_of_workload(self.call, "ti").get("queue"))
-        # A task's queue is its worker profile; Airflow's default queue has another name.
-        profile = queue if queue in workers else names.DEFAULT_PROFILE
-        limit = workers[profile].memory if profile in workers else None
-        return profile, self.call.memory or limit
 
     def _last_lines(self) -> list[str]:
         """Return the last lines of the task's log; of a lost container's, what it got onto the Volume."""
@@ -318,20 +293,7 @@ class _Run:
     def _stopped(self, stop: limits.Stop) -> str:
         if stop == "cancelled":
             return self._cancelled()[1]
-        if stop == "preempted":
-            return (
-                "preempted: Modal took the container away before the task ended; user code has run, so it "
-                f"was not started again. If the task can run twice, give it retries or {claim.RERUN}"
-            )
-        profile, _ = self._profile_and_memory()
-        late = ""
-        if self.time_limit < self.call.timeout:
-            late = f", which is {self.call.timeout:g} s without what the container needed to get ready"
-        return (
-            f"timeout: the task ran longer than its limit of {self.time_limit:g} s{late}; set "
-            "executor_config={'modal': {'timeout': seconds}}, or raise "
-            f"workers.{profile}.timeout in config.yaml and run: modalflow create"
-        )
+        return reasons.preempted() if stop == "preempted" else reasons.timeout(self.call, self.time_limit)
 
     def _note_stop(self, stop: limits.Stop) -> None:
         # Who cancelled the call is asked later: the task's own time to end has begun.
@@ -368,7 +330,7 @@ class _Run:
 
     def _dag_version(self) -> dict[str, str]:
         """Put the DAG code onto local disk and return the variable that names it."""
-        bundle = _of_workload(self.call, "bundle_info")
+        bundle = reasons.of_workload(self.call, "bundle_info")
         if bundle.get("name") != names.BUNDLE_NAME:
             return {}
         digest = bundle.get("version") or dag_versions.head(self.container.files)
@@ -397,11 +359,6 @@ class _Run:
 def _went_well(outcome: Outcome | None) -> bool:
     """Whether the task ended as it should, although it had been told to stop."""
     return outcome is not None and outcome.error is None and outcome.result.get("state") in _ENDS_WELL
-
-
-def _of_workload(call: wire.TaskCall, part: str) -> dict[str, Any]:
-    """Return one part of an Airflow 3 workload; empty for other kinds."""
-    return json.loads(call.workload).get(part) or {} if call.kind != "command" else {}
 
 
 _ENDS_WELL = frozenset({"success", "skipped", "deferred", "up_for_reschedule", "awaiting_input"})
