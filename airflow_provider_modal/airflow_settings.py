@@ -46,6 +46,9 @@ DEFAULT_VOLUME_PATH = "/vol"
 CONNECTION = "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"
 """The one variable that holds the database URL, also for code without Airflow (see ``database_url``)."""
 
+FERNET_KEY = "AIRFLOW__CORE__FERNET_KEY"
+"""One key, or several that are separated by commas while they are rotated."""
+
 
 @dataclass(frozen=True)
 class SecretKeys:
@@ -97,7 +100,7 @@ def secret_environment(config: EnvironmentConfig, env: str) -> dict[str, str]:
 def secret_keys_environment(keys: SecretKeys) -> dict[str, str]:
     """Return what ``create`` writes into a new Secret only: losing a Fernet key loses every connection."""
     return {
-        "AIRFLOW__CORE__FERNET_KEY": keys.fernet_key,
+        FERNET_KEY: keys.fernet_key,
         "AIRFLOW__API_AUTH__JWT_SECRET": keys.jwt_secret,
         "AIRFLOW__API__SECRET_KEY": keys.api_secret_key,
         "AIRFLOW__WEBSERVER__SECRET_KEY": keys.api_secret_key,

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from airflow_provider_modal import names
+from airflow_provider_modal import deployment, names
 from airflow_provider_modal.app import CONTROL_TIMEOUT
-from airflow_provider_modal.config import RUN_MARGIN_SECONDS, SchedulerConfig
+from airflow_provider_modal.config import RUN_MARGIN_SECONDS, EnvironmentConfig, SchedulerConfig
 from airflow_provider_modal.control.client import ControlClient
+from airflow_provider_modal.control.provisioning import MIGRATION_SECONDS
 from airflow_provider_modal.db.ownership import TABLE
-from airflow_provider_modal.errors import ModalflowError
+from airflow_provider_modal.errors import ModalflowError, UnreachableError
+from airflow_provider_modal.volume.files import VolumeFiles
+
+log = logging.getLogger(__name__)
 
 RELEASE_SECONDS = 120.0
 """How long ``destroy`` waits for a database to be given up: it may be gone for good."""
+_ON_SCHEMA = ("migrate", "drop_schema")
 
 Report = Callable[..., None]
 
@@ -37,10 +43,11 @@ def migrate(
 def drop_schema(resources: names.ResourceNames, report: Report) -> None:
     """Remove Airflow's tables and give the database up.
 
-    :raises ModalflowError: that failed; nothing else has been removed.
+    :raises ModalflowError: that failed, or the database is not the environment's own; nothing has been
+        removed.
     """
     control = ControlClient(resources, timeout=CONTROL_TIMEOUT)
-    _while_no_run(control, "drop_schema", SchedulerConfig(), report)
+    _while_no_run(control, "drop_schema", _deployed_scheduler(resources), report)
     report("deleted")
 
 
@@ -58,18 +65,38 @@ def release(resources: names.ResourceNames, report: Report) -> None:
     report("updated" if released["changed"] else "unchanged", "free for another environment")
 
 
+def _deployed_scheduler(resources: names.ResourceNames) -> SchedulerConfig:
+    try:
+        manifest = deployment.read(VolumeFiles.open(resources))
+        return EnvironmentConfig.from_settings(manifest.settings).scheduler
+    except UnreachableError:
+        raise
+    except (ModalflowError, KeyError, TypeError) as error:
+        log.info("how long a scheduler run may take is not known, the default is taken: %s", error)
+        return SchedulerConfig()
+
+
 def _while_no_run(control: ControlClient, op: str, scheduler: SchedulerConfig, report: Report) -> Any:
-    """Repeat an operation until it finds no scheduler run under way, and return its result."""
-    longest = scheduler.max_run_seconds + RUN_MARGIN_SECONDS
-    ends = time.monotonic() + longest
-    told = False
+    """Repeat an operation until nothing else works on the schema, and return its result.
+
+    Scheduler runs are waited for; and operations like this one that an interrupted ``create`` or ``destroy``
+    has left under way, which go on in the environment.
+    """
+    began = time.monotonic()
+    told: str | None = None
     while "busy" in (result := control.call(op)):
-        if time.monotonic() >= ends:
-            raise ModalflowError(
-                f"{result['busy']}; it has not ended within {longest:g} s. Wait for it, or stop the "
-                f"container of function {names.SCHEDULER_RUN} at Modal, and try again"
-            )
-        if not told:
-            report("waiting", f"for a scheduler run to end, at most {longest:g} s")
-            told = True
+        holder = result.get("holder")
+        if holder in _ON_SCHEMA:
+            longest = MIGRATION_SECONDS + RUN_MARGIN_SECONDS
+            what = f"operation {holder} of an earlier command"
+            advice = "It is not to be interrupted: wait for it, and try again"
+        else:
+            longest = scheduler.max_run_seconds + RUN_MARGIN_SECONDS
+            what = "a scheduler run"
+            advice = f"Wait for it, or stop the container of {names.SCHEDULER_RUN} at Modal, and try again"
+        if time.monotonic() >= began + longest:
+            raise ModalflowError(f"{result['busy']}; it has not ended within {longest:g} s. {advice}")
+        if told != what:
+            report("waiting", f"for {what} to end, at most {longest:g} s")
+            told = what
     return result

@@ -33,9 +33,14 @@ _CONNECTIONS_KEPT_FREE = 10
     required=True,
     help="The environment's config.yaml.",
 )
+@click.option(
+    "--take-database",
+    is_flag=True,
+    help="Take a database that holds another Airflow's tables, and migrate them; stop that Airflow first.",
+)
 @json_option
 @environment_command
-def create(resources: ResourceNames, as_json: bool, config_path: Path) -> None:
+def create(resources: ResourceNames, as_json: bool, config_path: Path, take_database: bool) -> None:
     """Create an environment on Modal, or bring one up to date.
 
     Makes the Secrets, the Volume and the App with its functions, and Airflow's tables in your database.
@@ -63,12 +68,18 @@ def create(resources: ResourceNames, as_json: bool, config_path: Path) -> None:
     try:
         with interruptible(f"what was made is kept; to go on: {again}"):
             with Steps() as steps:
-                provision.create(config, resources.env, progress=steps, summary=summary)
+                provision.create(
+                    config,
+                    resources.env,
+                    take_database=take_database,
+                    progress=steps,
+                    summary=summary,
+                )
     except BaseException:
         # The only time that the key can be shown, whatever became of the rest.
         _show_fernet_key(summary)
         raise
-    warnings = _warnings(config, summary)
+    warnings = [*summary.warnings, *_warnings(config, summary)]
     for warning in warnings:
         note(f"Warning: {warning}")
     if as_json:
@@ -146,6 +157,8 @@ def _show_fernet_key(summary: CreateSummary) -> None:
         return
     note("A Fernet key was made; it encrypts connections and variables, and can't be read back from Modal.")
     note("Keep it where you keep passwords; to create the environment anew, set keys.fernet_key to it:")
+    if summary.steps.get("secrets") != "created":
+        note("Modal may not have taken it: if the next create shows another one, that one is right.")
     note(f"\n  {summary.fernet_key}\n")
     summary.fernet_key = None
 

@@ -6,16 +6,17 @@ nothing to migrate waits neither for Airflow's import nor for the scheduler.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from psycopg2.extensions import connection as Connection
 
 from airflow_provider_modal import airflow_settings
+from airflow_provider_modal.airflow_settings import FERNET_KEY
 from airflow_provider_modal.control.child import run_in_child
-from airflow_provider_modal.db import ownership, schema
+from airflow_provider_modal.db import encryption, ownership, schema, takeover
 from airflow_provider_modal.db.connect import application_name, connect
 from airflow_provider_modal.db.lock import AdvisoryLock, LockHeldError
 from airflow_provider_modal.db.url import host_of
@@ -33,8 +34,9 @@ MIGRATION_SECONDS = 840.0
 def check_database(zygote: Zygote, op: str, args: Mapping[str, Any]) -> dict[str, Any]:
     """Tell what the database is, without changing anything.
 
-    :return: ``host``, ``server_version``, ``max_connections``, the schema's ``revision``, and
-        ``schema_current``: whether there is nothing to migrate.
+    :return: ``host``, ``server_version``, ``max_connections``, the schema's ``revision``,
+        ``schema_current``: whether there is nothing to migrate, and ``unreadable``: how many values of
+        connections and variables the environment's Fernet key can't decrypt.
     :raises LockHeldError: another environment schedules on it.
     :raises OwnershipError: it belongs to another environment, or to none yet.
     :raises UnreachableError: it does not answer.
@@ -46,16 +48,24 @@ def check_database(zygote: Zygote, op: str, args: Mapping[str, Any]) -> dict[str
 def claim_database(zygote: Zygote, op: str, args: Mapping[str, Any]) -> dict[str, Any]:
     """Make the database the environment's own, and tell what it is as ``check_database`` does.
 
+    :param args: ``take``: also if another Airflow uses it, or did.
     :raises ModalflowError: as ``check_database``; a database that belongs to nobody is taken.
     """
-    return _described(op, ownership.claim)
+
+    def claim(connection: Connection, env: str) -> None:
+        if not args.get("take") and ownership.owner(connection) is None:
+            takeover.refuse_in_use(connection, env)
+        ownership.claim(connection, env)
+
+    return _described(op, claim)
 
 
 def migrate(zygote: Zygote, op: str, args: Mapping[str, Any]) -> dict[str, Any]:
     """Bring the schema to the installed Airflow's state, while no scheduler works.
 
-    :return: ``changed`` and ``revision``; or ``busy``, a sentence, if a scheduler run has not ended within
-        ``LOCK_SECONDS``: nothing was done, and the call is to be repeated.
+    :return: ``changed`` and ``revision``; or ``busy``, a sentence, and ``holder``, the operation that is
+        under way or None for a scheduler run, if that has not ended within ``LOCK_SECONDS``: nothing was
+        done, and the call is to be repeated.
     :raises SchemaError: the database is of a newer Airflow.
     :raises OwnershipError: it belongs to another environment, or to none yet.
     :raises ModalflowError: another environment schedules on it, or Airflow refuses to migrate it.
@@ -68,8 +78,8 @@ def migrate(zygote: Zygote, op: str, args: Mapping[str, Any]) -> dict[str, Any]:
 
     lock = _lock(op)
     busy = _acquire(lock, env, ready)
-    if busy:
-        return {"busy": busy}
+    if busy is not None:
+        return busy
     with lock:
         result: dict[str, Any] = run_in_child(zygote, op, args, MIGRATION_SECONDS)
         ownership.note_migration(lock.connection, schema.fingerprint())
@@ -80,15 +90,23 @@ def drop_schema(zygote: Zygote, op: str, args: Mapping[str, Any]) -> dict[str, A
     """Remove Airflow's tables and give the database up.
 
     :return: ``changed``: whether there were any; or ``busy``, as ``migrate``.
-    :raises OwnershipError: it belongs to another environment.
+    :raises OwnershipError: it belongs to another environment, or there are tables that belong to none.
     :raises LockHeldError: another environment schedules on it.
     """
     env = airflow_settings.deployed_names().env
+
+    def ready(connection: Connection) -> None:
+        # Without both, an earlier call of this one came to its end.
+        if ownership.owner(connection) is not None or schema.revision(connection) is not None:
+            ownership.require(connection, env)
+
     lock = _lock(op)
-    busy = _acquire(lock, env, partial(ownership.refuse_foreign, env=env))
-    if busy:
-        return {"busy": busy}
+    busy = _acquire(lock, env, ready)
+    if busy is not None:
+        return busy
     with lock:
+        if schema.revision(lock.connection) is None and ownership.owner(lock.connection) is None:
+            return {"changed": False}
         result: dict[str, Any] = run_in_child(zygote, op, args)
         ownership.release(lock.connection, env)
     return result
@@ -113,23 +131,28 @@ def _described(op: str, owned: Callable[[Connection, str], None]) -> dict[str, A
             (max_connections,) = cursor.fetchone() or (0,)
         revision = schema.revision(connection)
         migrated = ownership.migrated_for(connection) == schema.fingerprint()
+        fernet_key = os.environ.get(FERNET_KEY)
+        unreadable = encryption.unreadable(connection, fernet_key) if fernet_key else 0
     return {
         "host": host_of(airflow_settings.database_url()),
         "server_version": version,
         "max_connections": int(max_connections),
         "revision": revision,
         "schema_current": migrated and revision == schema.installed().head,
+        "unreadable": unreadable,
     }
 
 
-def _acquire(lock: AdvisoryLock, env: str, ready: Callable[[Connection], None]) -> str | None:
+def _acquire(
+    lock: AdvisoryLock, env: str, ready: Callable[[Connection], None]
+) -> dict[str, str | None] | None:
     """Take the lock, or return who of the environment's own has it and does not end."""
     try:
         lock.acquire(wait=LOCK_SECONDS, ready=ready)
     except LockHeldError as error:
         if error.environment != env:
             raise
-        return str(error)
+        return {"busy": str(error), "holder": error.part}
     return None
 
 

@@ -51,6 +51,13 @@ def environment_of(application: str) -> str | None:
     return application.removeprefix(APPLICATION_PREFIX).split("/", 1)[0]
 
 
+def part_of(application: str) -> str | None:
+    """Return which part of its environment a connection belongs to; None for the scheduler, and strangers."""
+    if environment_of(application) is None:
+        return None
+    return application.partition("/")[2] or None
+
+
 def connect(url: str, *, application_name: str, connect_timeout: int = CONNECT_TIMEOUT) -> Connection:
     """Open an autocommit connection.
 

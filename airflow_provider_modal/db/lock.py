@@ -22,7 +22,7 @@ from typing import Any
 import psycopg2
 from psycopg2.extensions import connection as Connection
 
-from airflow_provider_modal.db.connect import connect, environment_of
+from airflow_provider_modal.db.connect import connect, environment_of, part_of
 from airflow_provider_modal.db.url import host_of
 from airflow_provider_modal.errors import ConfigError, ModalflowError
 
@@ -50,11 +50,13 @@ class LockHeldError(ModalflowError):
     """Somebody else holds the lock.
 
     :ivar environment: the environment that holds it; None if the holder can't be told.
+    :ivar part: which part of that environment; None for a scheduler run.
     """
 
-    def __init__(self, message: str, environment: str | None) -> None:
+    def __init__(self, message: str, environment: str | None, part: str | None = None) -> None:
         super().__init__(message)
         self.environment = environment
+        self.part = part
 
 
 class AdvisoryLock:
@@ -96,10 +98,10 @@ class AdvisoryLock:
                 ready(connection)
             waited = False
             while not self._try(connection):
-                holder = self._holder(connection)
+                holder, part = self._holder(connection)
                 ours = holder is None or holder == environment_of(self._application_name)
                 if not ours or time.monotonic() >= deadline:
-                    raise self._held_by(holder)
+                    raise self._held_by(holder, part)
                 time.sleep(_POLL_SECONDS)
                 waited = True
             if not self._is_held(connection):
@@ -126,9 +128,9 @@ class AdvisoryLock:
                     f"the database at {host_of(self._url)} is PostgreSQL {_server_version(connection)}; "
                     "Airflow needs version 13 or later"
                 )
-            holder = self._holder(connection)
+            holder, part = self._holder(connection)
             if holder not in (None, environment_of(self._application_name)):
-                raise self._held_by(holder)
+                raise self._held_by(holder, part)
             return _server_version(connection)
         finally:
             connection.close()
@@ -194,14 +196,14 @@ class AdvisoryLock:
     def _is_held(self, connection: Connection) -> bool:
         return _value(connection, _HELD_BY_US, key_halves(self._key)) is not None
 
-    def _holder(self, connection: Connection) -> str | None:
-        """Return the environment that holds the lock; None if it was just given up.
+    def _holder(self, connection: Connection) -> tuple[str | None, str | None]:
+        """Return the environment that holds the lock, and which part of it; None if it was just given up.
 
         :raises LockHeldError: its holder is not an environment of ours.
         """
         application = _value(connection, _HOLDER, key_halves(self._key))
         if application is None:
-            return None
+            return None, None
         environment = environment_of(application)
         if environment is None:
             raise LockHeldError(
@@ -210,14 +212,13 @@ class AdvisoryLock:
                 "that session",
                 None,
             )
-        return environment
+        return environment, part_of(application)
 
-    def _held_by(self, environment: str | None) -> LockHeldError:
+    def _held_by(self, environment: str | None, part: str | None) -> LockHeldError:
         ours = environment_of(self._application_name)
         if environment in (None, ours):
-            return LockHeldError(
-                f"another process of environment {ours!r} holds the {self._owner}'s lock", ours
-            )
+            what = f"operation {part}" if part else "another process"
+            return LockHeldError(f"{what} of environment {ours!r} holds the {self._owner}'s lock", ours, part)
         return LockHeldError(
             f"environment {environment!r} schedules on the database at {host_of(self._url)}; give "
             f"environment {ours!r} a database of its own: two schedulers would reset each other's tasks",
@@ -275,9 +276,14 @@ class LockWatch:
 
     def _run(self) -> None:
         while True:
-            # The server's goodbye makes the socket readable; a server that fell silent is found by the ping.
-            sockets = [self._stop_reader, self._lock.connection.fileno()]
-            readable, _, _ = select.select(sockets, [], [], PING_SECONDS)
+            try:
+                # The server's goodbye makes the socket readable; one that fell silent is found by the ping.
+                sockets = [self._stop_reader, self._lock.connection.fileno()]
+                readable, _, _ = select.select(sockets, [], [], PING_SECONDS)
+            except (psycopg2.Error, OSError, ValueError) as error:
+                # Another thread's statement has found the connection closed, and the ping will.
+                log.debug("the lock's connection can't be waited for: %s", error)
+                readable = []
             if self._stop_reader in readable:
                 return
             if not self._lock.ping():

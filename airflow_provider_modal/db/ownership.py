@@ -55,7 +55,7 @@ def claim(connection: Connection, env: str) -> None:
             cursor.execute(_CLAIM, {"env": env})
         except errors.InsufficientPrivilege as error:
             raise ConfigError(
-                f"the user of database.connection_string may not create tables in {_place(connection)} "
+                f"the user of database.connection_string may not create tables in {place(connection)} "
                 f"({str(error).strip()}); grant it, as Airflow's own tables need it too"
             ) from None
         (found,) = cursor.fetchone() or (None,)
@@ -70,18 +70,10 @@ def require(connection: Connection, env: str) -> None:
     found = owner(connection)
     if found is None:
         raise OwnershipError(
-            f"{_place(connection)} does not say yet that it belongs to environment {env!r}; run modalflow "
+            f"{place(connection)} does not say yet that it belongs to environment {env!r}; run modalflow "
             f"create --env {env}"
         )
     _compare(connection, found, env)
-
-
-def refuse_foreign(connection: Connection, env: str) -> None:
-    """Check that the database is not another environment's.
-
-    :raises OwnershipError: it is.
-    """
-    _compare(connection, owner(connection), env)
 
 
 def release(connection: Connection, env: str) -> bool:
@@ -122,11 +114,12 @@ def _read(connection: Connection, column: str) -> str | None:
 def _compare(connection: Connection, found: str | None, env: str) -> None:
     if found not in (None, env):
         raise OwnershipError(
-            f"{_place(connection)} belongs to environment {found!r}: give environment {env!r} a database of "
+            f"{place(connection)} belongs to environment {found!r}: give environment {env!r} a database of "
             f"its own. If {found!r} is gone or uses another one, run in this database: DROP TABLE {TABLE}"
         )
 
 
-def _place(connection: Connection) -> str:
+def place(connection: Connection) -> str:
+    """Return which database that is, for messages."""
     info = connection.info
     return f"database {info.dbname!r} at {info.host}:{info.port}"

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from cryptography.fernet import Fernet
 
 from airflow_provider_modal import airflow_settings, wakeup
 from airflow_provider_modal.config import EnvironmentConfig
@@ -101,6 +102,53 @@ def test_database_of_another_environment_is_left_alone_until_it_is_released(
     assert _ask(children, "claim_database")
 
 
+def test_tables_that_another_airflow_uses_are_taken_only_if_somebody_says_so(
+    children: AirflowChildren,
+) -> None:
+    beats = "INSERT INTO job (job_type, state, hostname, executor_class, latest_heartbeat) VALUES "
+    # Left behind by an environment of ours.
+    children.sql(f"{beats} ('SchedulerJob', 'running', 'modal', 'modalflow:gone', now())")
+    # Long dead, and ended well.
+    children.sql(f"{beats} ('SchedulerJob', 'running', 'a', 'LocalExecutor', now() - interval '1 day')")
+    children.sql(f"{beats} ('SchedulerJob', 'success', 'b', 'LocalExecutor', now())")
+    assert _ask(children, "claim_database")
+    _ask(children, "release_database")
+
+    children.sql(f"{beats} ('SchedulerJob', 'running', 'their-host', 'CeleryExecutor', now())")
+    kind, message = _refusal(children, "claim_database")
+    assert kind == "config"
+    assert "used by another Airflow: a SchedulerJob on their-host was heard of" in message
+    assert "--take-database" in message
+    children.sql("UPDATE job SET state = 'success'")
+    children.sql("UPDATE alembic_version SET version_num = '22ed7efa9da2'")
+    kind, message = _refusal(children, "claim_database")
+    assert kind == "config"
+    assert "tables of another Airflow (revision 22ed7efa9da2;" in message and "--take-database" in message
+    kind, message = _refusal(children, "drop_schema")
+    assert (kind, "does not say yet that it belongs to" in message) == ("config", True)
+    assert children.sql("SELECT to_regclass('modalflow_environment') IS NULL, to_regclass('job')") == [
+        (True, "job")
+    ]
+
+    assert not _ask(children, "claim_database", take=True)["schema_current"]
+    assert _ask(children, "claim_database"), "it is the environment's own now"
+
+
+def test_values_that_the_fernet_key_does_not_fit_are_counted(
+    children: AirflowChildren, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs, ours = Fernet.generate_key(), Fernet.generate_key()
+    word = Fernet(theirs).encrypt(b"word").decode()
+    children.sql(
+        "INSERT INTO connection (conn_id, conn_type, password, is_encrypted, extra, is_extra_encrypted) "
+        f"VALUES ('c', 'http', '{word}', true, '{word}', true), ('plain', 'http', 'word', false, '', true)"
+    )
+    children.sql(f"INSERT INTO variable (key, val, is_encrypted) VALUES ('v', '{word}', true)")
+    for keys, count in ((ours, 3), (theirs, 0), (ours + b"," + theirs, 0)):
+        monkeypatch.setenv(airflow_settings.FERNET_KEY, keys.decode())
+        assert _ask(children, "claim_database")["unreadable"] == count
+
+
 def test_mark_of_the_owner_outlives_a_reset_of_airflows_tables(children: AirflowChildren) -> None:
     _ask(children, "claim_database")
     children.run("airflow.utils.db:resetdb", skip_init=True)
@@ -157,9 +205,17 @@ def test_migration_does_not_interrupt_a_run(
     with AdvisoryLock(children.url, application_name=application_name(ENV)) as lock:
         lock.acquire()
         assert _ask(children, "migrate") == {
-            "busy": f"another process of environment {ENV!r} holds the scheduler's lock"
+            "busy": f"another process of environment {ENV!r} holds the scheduler's lock",
+            "holder": None,
         }
         assert "busy" in _ask(children, "drop_schema")
+    # What an interrupted command has left under way is no scheduler run.
+    with AdvisoryLock(children.url, application_name=application_name(ENV, "migrate")) as lock:
+        lock.acquire()
+        assert _ask(children, "migrate") == {
+            "busy": f"operation migrate of environment {ENV!r} holds the scheduler's lock",
+            "holder": "migrate",
+        }
     assert not _ask(children, "migrate")["changed"]
 
 

@@ -6,7 +6,7 @@ import base64
 import json
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ import modal
 import psycopg2
 import pytest
 
-from airflow_provider_modal import deployment, names, provision
+from airflow_provider_modal import deployment, environment_secrets, names, provision
 from airflow_provider_modal.config import EnvironmentConfig, ImageConfig, SchedulerConfig
 from airflow_provider_modal.control.client import ControlClient
 from airflow_provider_modal.db.connect import application_name
@@ -72,6 +72,10 @@ def revision(database: str) -> str:
         connection.close()
 
 
+UNBUILDABLE = ImageConfig(pip=("no-such-package==0.0.1",))
+MISSING_SECRET = ImageConfig(secrets=("no-such-secret",))
+
+
 @contextmanager
 def a_run_of(resources: ResourceNames, database: str) -> Iterator[AdvisoryLock]:
     """A scheduler run of the environment, as far as others can tell."""
@@ -93,6 +97,7 @@ def test_an_environment_from_its_beginning_to_its_end(
             summary=begun,
         )
     _tells_what_failed_and_what_exists(str(failed.value), begun, resources)
+    assert begun.fernet_key
     before = secret(local_modal, resources.secrets)
     _holds_keys_of_its_own(before, str(begun.fernet_key))
 
@@ -109,9 +114,10 @@ def test_an_environment_from_its_beginning_to_its_end(
             configured(fresh_database, airflow={"core.first": "1"}), resources.env, progress=progress
         )
     assert done.steps == {
-        "secrets": "updated",
+        "image": "unchanged",
         "volume": "unchanged",
         "state": "unchanged",
+        "secrets": "updated",
         "app": "updated",
         "database": "unchanged",
         "schema": "updated",
@@ -148,21 +154,24 @@ def test_an_environment_from_its_beginning_to_its_end(
     assert not {CONNECTION, *KEYS} & for_workers.keys()
 
     _raises_here_what_failed_there(resources)
+    _is_left_alone_when_its_next_image_fails(local_modal, resources)
 
     other = ResourceNames(f"{resources.env}-b")
     with pytest.raises(ConfigError, match=f"belongs to environment '{resources.env}'"):
         provision.create(configured(fresh_database), other.env)
-    gone = provision.destroy(resources.env)
-    assert gone.pop("database") == "updated"
+    with pytest.raises(ConfigError, match=f"belongs to environment '{resources.env}'"):
+        provision.destroy(other.env, drop_schema=True)
+    assert revision(fresh_database)
+    gone = provision.destroy(other.env)
+    assert gone.pop("database") == "kept"
     assert set(gone.values()) == {"deleted"}
+
+    assert set(provision.destroy(resources.env, drop_schema=True).values()) == {"deleted"}
+    with pytest.raises(psycopg2.errors.UndefinedTable):
+        revision(fresh_database)
     _nothing_is_left(resources)
     with pytest.raises(NotFoundError, match="does not exist"):
         provision.destroy(resources.env)
-
-    assert revision(fresh_database)
-    assert set(provision.destroy(other.env, drop_schema=True).values()) == {"deleted"}
-    with pytest.raises(psycopg2.errors.UndefinedTable):
-        revision(fresh_database)
 
 
 def _tells_what_failed_and_what_exists(
@@ -171,9 +180,10 @@ def _tells_what_failed_and_what_exists(
     assert "127.0.0.1" in text and "hunter2" not in text
     assert resources.app in text and "Running create again continues" in text
     assert summary.steps == {
-        "secrets": "created",
+        "image": "unchanged",
         "volume": "created",
         "state": "created",
+        "secrets": "created",
         "app": "created",
         "database": "failed",
     }
@@ -186,6 +196,17 @@ def _holds_keys_of_its_own(values: dict[str, str], told: str) -> None:
     assert len({values[key] for key in KEYS}) == 3
     assert values["AIRFLOW__CORE__FERNET_KEY"] == told
     assert len(base64.urlsafe_b64decode(told)) == 32
+
+
+def _is_left_alone_when_its_next_image_fails(server: LocalModal, resources: ResourceNames) -> None:
+    before = secret(server, resources.secrets), secret(server, resources.worker_secrets)
+    for image, says in ((UNBUILDABLE, "could not be built"), (MISSING_SECRET, "no Secret no-such-secret")):
+        broken = configured("postgresql://u@127.0.0.1:1/x", image=image, airflow={"core.third": "3"})
+        with pytest.raises(ModalflowError, match=says) as failed:
+            provision.create(broken, resources.env)
+        assert "Nothing was changed on Modal" in str(failed.value)
+    assert (secret(server, resources.secrets), secret(server, resources.worker_secrets)) == before
+    assert provision.exists(resources.env)
 
 
 def _raises_here_what_failed_there(resources: ResourceNames) -> None:
@@ -228,22 +249,49 @@ def test_a_name_that_is_not_allowed_is_refused() -> None:
         provision.destroy("Prod!")
 
 
-def test_a_secret_that_nobody_made_is_told_and_a_key_of_the_configuration_is_taken(
+@pytest.mark.parametrize(
+    ("image", "says"), [(UNBUILDABLE, "no-such-package"), (MISSING_SECRET, "no-such-secret")], ids=str
+)
+def test_an_image_that_fails_leaves_nothing_behind(
+    resources: ResourceNames, image: ImageConfig, says: str
+) -> None:
+    summary = provision.CreateSummary(resources.env)
+    with pytest.raises(ModalflowError, match=says) as failed:
+        provision.create(
+            configured("postgresql://u@127.0.0.1:1/x", image=image), resources.env, summary=summary
+        )
+    assert "Nothing was changed on Modal" in str(failed.value)
+    assert (summary.fernet_key, summary.steps) == (None, {"image": "failed"})
+    _nothing_is_left(resources)
+
+
+def test_a_key_of_the_configuration_is_taken(local_modal: LocalModal, resources: ResourceNames) -> None:
+    config = configured("postgresql://u@127.0.0.1:1/x", fernet_key=own_key())
+    made: list[str] = []
+    status, detail = environment_secrets.put(config, resources, made.append)
+    assert (status, detail, made) == ("created", "with the Fernet key of the configuration", [])
+    assert secret(local_modal, resources.secrets)["AIRFLOW__CORE__FERNET_KEY"] == own_key()
+
+
+def test_a_key_that_was_stored_is_told_although_modals_answer_was_lost(
     local_modal: LocalModal, resources: ResourceNames
 ) -> None:
-    config = configured(
-        "postgresql://u@127.0.0.1:1/x", image=ImageConfig(secrets=("no-such-secret",)), fernet_key=own_key()
-    )
-    summary = provision.CreateSummary(resources.env)
+    config = configured("postgresql://u@127.0.0.1:1/x")
+    made: list[str] = []
+    with ExitStack() as faults:
 
-    with pytest.raises(ConfigError, match="no-such-secret") as failed:
-        provision.create(config, resources.env, summary=summary)
+        def key_made(key: str) -> None:
+            made.append(key)
+            # What the SDK's repetition is told when the first answer was lost: the Secret exists.
+            faults.enter_context(
+                local_modal.fault("twice", rpc="SecretGetOrCreate", forget_key=True, count=1)
+            )
 
-    assert f"Volume {resources.volume}" in str(failed.value)
-    assert f"perhaps App {resources.app}" in str(failed.value)
-    assert not provision.exists(resources.env)
-    assert summary.fernet_key is None
-    assert secret(local_modal, resources.secrets)["AIRFLOW__CORE__FERNET_KEY"] == own_key()
+        status, _ = environment_secrets.put(config, resources, key_made)
+    assert status == "created"
+    assert [secret(local_modal, resources.secrets)["AIRFLOW__CORE__FERNET_KEY"]] == made
+    assert environment_secrets.put(config, resources, made.append)[0] == "updated"
+    assert len(made) == 1
 
 
 def test_an_interrupted_destruction_is_completed(resources: ResourceNames) -> None:
