@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from airflow_provider_modal import config as configuration
-from airflow_provider_modal.cli import modal_access
+from airflow_provider_modal.cli import checks, modal_access
 from airflow_provider_modal.cli.failures import interruptible
 from airflow_provider_modal.cli.options import env_flag, environment_command, json_option
 from airflow_provider_modal.cli.output import Steps, note, print_json, print_text
@@ -19,9 +19,6 @@ from airflow_provider_modal.names import ResourceNames
 if TYPE_CHECKING:
     from airflow_provider_modal.config import EnvironmentConfig
     from airflow_provider_modal.provision import CreateSummary
-
-_CONNECTIONS_KEPT_FREE = 10
-"""Connections of the database that scheduler, control and administrators need beside the tasks."""
 
 
 @click.command()
@@ -142,13 +139,12 @@ def destroy(resources: ResourceNames, as_json: bool, yes: bool, keep_volume: boo
 
 def _warnings(config: EnvironmentConfig, summary: CreateSummary) -> list[str]:
     """Return what will not work well, found by comparing the configuration with the database."""
-    limit = summary.max_connections
-    if limit is None or config.executor.parallelism + _CONNECTIONS_KEPT_FREE <= limit:
+    parallelism, limit = config.executor.parallelism, summary.max_connections
+    if limit is None or checks.enough_connections(parallelism, limit):
         return []
     return [
-        f"executor.parallelism is {config.executor.parallelism}, and every running task holds a connection; "
-        f"the database allows {limit} in all (max_connections). Lower parallelism to "
-        f"{max(limit - _CONNECTIONS_KEPT_FREE, 1)}, or raise max_connections"
+        f"executor.parallelism is {parallelism}, and every running task holds a connection; the database "
+        f"allows {limit} in all (max_connections). {checks.connections_remedy(limit)}"
     ]
 
 

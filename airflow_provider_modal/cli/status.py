@@ -44,7 +44,7 @@ def status(resources: ResourceNames, as_json: bool) -> None:
     """
     access = modal_access.connect(resources)
     with waiting("asking for the scheduler's state"):
-        found = _found(access)
+        found = scheduler_state(access)
     if as_json:
         print_json(found)
         return
@@ -68,7 +68,8 @@ def status(resources: ResourceNames, as_json: bool) -> None:
         print_table(table(columns, rows))
 
 
-def _found(access: modal_access.Access) -> dict[str, Any]:
+def scheduler_state(access: modal_access.Access) -> dict[str, Any]:
+    """Return what the Volume and the state Dict tell: ``state``, ``detail``, the last tick, the last runs."""
     import modal
 
     from airflow_provider_modal.scheduler import history

@@ -93,7 +93,7 @@ class AdvisoryLock:
         deadline = time.monotonic() + wait
         connection = connect(self._url, application_name=self._application_name)
         try:
-            self._refuse_transaction_pooler(connection)
+            self.refuse_transaction_pooler(connection)
             if ready is not None:
                 ready(connection)
             waited = False
@@ -122,7 +122,7 @@ class AdvisoryLock:
         """
         connection = connect(self._url, application_name=self._application_name)
         try:
-            self._refuse_transaction_pooler(connection)
+            self.refuse_transaction_pooler(connection)
             if connection.server_version < OLDEST_SERVER:
                 raise ConfigError(
                     f"the database at {host_of(self._url)} is PostgreSQL {_server_version(connection)}; "
@@ -225,12 +225,14 @@ class AdvisoryLock:
             environment,
         )
 
-    def _refuse_transaction_pooler(self, connection: Connection) -> None:
+    def refuse_transaction_pooler(self, connection: Connection) -> None:
         """Refuse a pooler that gives our server session to others between two statements.
 
         A pooler invents the process id that it sends when a connection starts, so a direct connection is told
         by its true one. Behind a pooler a second connection settles it: in transaction mode it is given the
         server session that the first one is not using right now.
+
+        :raises ConfigError: there is one.
         """
         first = _value(connection, "SELECT pg_backend_pid()")
         if connection.info.backend_pid == first:

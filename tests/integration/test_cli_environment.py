@@ -113,6 +113,21 @@ def test_create_tells_what_it_does_and_the_key_once(environment: Environment) ->
     assert password not in first.stdout + first.stderr + json.dumps(again)
 
 
+def test_doctor_finds_nothing_wrong_and_then_what_is(environment: Environment) -> None:
+    findings = {finding["check"]: finding for finding in environment.json("doctor")}
+    # The first runs may come before create is through.
+    assert {name for name, each in findings.items() if each["status"] != "ok"} <= {"scheduler"}, findings
+    assert set(findings) == {
+        *("modal", "manifest", "release", "gpus", "plan", "app", "volume", "scheduler", "clock"),
+        *("database", "tls", "pooler", "connections", "owner", "schema", "clock of the database"),
+    }
+    told = environment.run("doctor", "--env", "absent", code=1)
+    assert "✓ modal" in told.stdout
+    assert "✗ manifest: environment absent is not deployed" in told.stdout
+    assert "→ modalflow create --env absent --config" in told.stdout
+    assert "? database: no container answers" in told.stdout
+
+
 def test_more_tasks_than_connections_are_warned_of(environment: Environment) -> None:
     config = environment.write(
         "many.yaml", environment.config.read_text() + "executor: {parallelism: 5000}\n"

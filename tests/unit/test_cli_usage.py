@@ -43,6 +43,7 @@ def test_all_commands_are_there() -> None:
     assert {" ".join(path) for path, _ in COMMANDS} == {
         "create",
         "destroy",
+        "doctor",
         "dags create",
         "dags update",
         "dags delete",
