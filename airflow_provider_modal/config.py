@@ -35,6 +35,8 @@ RUN_MARGIN_SECONDS = 180
 """What a scheduler run needs on top of ``max_run_seconds``: adoption, one parse phase, handing over."""
 MAX_RUN_SECONDS = MODAL_MAX_TIMEOUT - RUN_MARGIN_SECONDS
 MIN_INTERVAL_SECONDS = 5
+MIN_PARSE_MEMORY = 512
+"""MiB; what a file's process shares with its parent counts."""
 MIN_ZOMBIE_SECONDS = 30
 """A task tells Airflow every five seconds that it lives, and a request may take several."""
 
@@ -71,10 +73,11 @@ _NOT_YET = {
 
 @dataclass(frozen=True)
 class SchedulerConfig:
-    """``scheduler``: how often to look and how long to work, in seconds."""
+    """``scheduler``: how often to look and how long to work, in seconds; ``parse_memory`` in MiB."""
 
     interval_seconds: int = 60
     parse_timeout_seconds: float = 5
+    parse_memory: int = 2048
     max_run_seconds: float = 240
 
 
@@ -206,7 +209,7 @@ def parse(data: Any, *, source: str, environ: Mapping[str, str]) -> EnvironmentC
 
     scheduler = reader.dataclass(SchedulerConfig, data, "scheduler")
     executor = reader.dataclass(ExecutorConfig, data, "executor")
-    reader.positive("scheduler", scheduler)
+    reader.positive("scheduler", scheduler, zero_allowed=("parse_memory",))
     reader.positive("executor", executor)
     reader.within(
         "scheduler.interval_seconds",
@@ -214,6 +217,13 @@ def parse(data: Any, *, source: str, environ: Mapping[str, str]) -> EnvironmentC
         least=MIN_INTERVAL_SECONDS,
         why="each time a container starts, which takes seconds",
     )
+    if scheduler.parse_memory:
+        reader.within(
+            "scheduler.parse_memory",
+            scheduler.parse_memory,
+            least=MIN_PARSE_MEMORY,
+            why="Airflow alone takes some hundred MiB; 0 is for no limit",
+        )
     reader.within(
         "scheduler.max_run_seconds",
         scheduler.max_run_seconds,

@@ -14,7 +14,6 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import resource
 import selectors
 import signal
 import time
@@ -32,12 +31,13 @@ from airflow.models.errors import ParseImportError
 from airflow.utils.session import create_session
 from sqlalchemy import func, select
 
+from airflow_provider_modal.config import SchedulerConfig
 from airflow_provider_modal.container import processes
 from airflow_provider_modal.container.execution_api import in_process_client
+from airflow_provider_modal.scheduler.parse_memory import MemoryLimits
 from airflow_provider_modal.scheduler.parse_venvs import Prepared, VenvsOfFiles
 from airflow_provider_modal.scheduler.parsing import (
     CALLBACK_SECONDS,
-    MEMORY_BYTES,
     Limits,
     death_error,
     shortened,
@@ -57,6 +57,7 @@ def parse(
     per_file: float,
     phase: float,
     venvs: Mapping[str, Prepared] | None = None,
+    memory: int = SchedulerConfig.parse_memory,
 ) -> dict[str, Any]:
     """Parse what needs it of the current DAG version, once.
 
@@ -65,31 +66,27 @@ def parse(
     :param per_file: seconds that one file may take.
     :param phase: seconds after which no further file is begun.
     :param venvs: what ``parse_venvs.prepare`` got ready.
+    :param memory: MiB that one file may take; 0 for no limit.
     :return: ``files`` parsed, ``errors`` among them, ``left`` for the next run, ``seconds``.
     """
     started = time.monotonic()
     # Children that a parsed file leaves behind become ours, and end with the pass.
     processes.adopt_orphans()
-    os.register_at_fork(after_in_child=_limit_resources)
+    limits = Limits(per_file, phase, memory)
+    memory_limits = MemoryLimits(memory)
+    memory_limits.apply()
     # Airflow's own, gentler limit: it interrupts a file and tells where it was.
     os.environ["AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT"] = f"{per_file:g}"
     manager = BoundedManager(
         digest=digest,
         unchanged=frozenset(unchanged),
-        limits=Limits(per_file, phase),
+        limits=limits,
+        memory_limits=memory_limits,
         venvs=VenvsOfFiles(venvs or {}),
     )
     manager.run()
     manager.finish()
     return {**manager.summary(), "seconds": round(time.monotonic() - started, 3)}
-
-
-def _limit_resources() -> None:
-    """Have a process that asks for too much memory get a MemoryError, before its neighbours are out of it."""
-    for limit, value in ((resource.RLIMIT_DATA, MEMORY_BYTES), (resource.RLIMIT_CORE, 0)):
-        _, hard = resource.getrlimit(limit)
-        if hard == resource.RLIM_INFINITY or hard > value:
-            resource.setrlimit(limit, (value, value))
 
 
 class _ClientOnDemand:
@@ -120,13 +117,20 @@ class BoundedManager(DagFileProcessorManager):
     _file_queue: OrderedDict[DagFileInfo, None]
 
     def __init__(
-        self, *, digest: str, unchanged: frozenset[str], limits: Limits, venvs: VenvsOfFiles
+        self,
+        *,
+        digest: str,
+        unchanged: frozenset[str],
+        limits: Limits,
+        memory_limits: MemoryLimits,
+        venvs: VenvsOfFiles,
     ) -> None:
         super().__init__(max_runs=1, processor_timeout=limits.kill_after, stale_dag_threshold=0)
         self._digest = digest
         self._unchanged = unchanged
         self._limits = limits
         self._venvs = venvs
+        self._memory_limits = memory_limits
         # Whether a file changed is known from its content: its time on local disk is that of a download.
         self._file_parsing_sort_mode = "alphabetical"
         self._ends = 0.0
@@ -279,7 +283,8 @@ class BoundedManager(DagFileProcessorManager):
     # The files' processes, and those that fail.
 
     def _create_process(self, file: DagFileInfo) -> DagFileProcessorProcess:
-        with self._venvs.used_for(str(file.rel_path)):
+        callbacks = file in self._callback_to_execute
+        with self._venvs.used_for(str(file.rel_path)), self._memory_limits.forking(callbacks=callbacks):
             process: DagFileProcessorProcess = super()._create_process(file)
         return process
 
@@ -360,7 +365,7 @@ class BoundedManager(DagFileProcessorManager):
         if proc.parsing_result is not None and proc.parsing_result.import_errors:
             errors = proc.parsing_result.import_errors
             proc.parsing_result.import_errors = {
-                name: self._venvs.explained(str(file.rel_path), shortened(text))
+                name: self._venvs.explained(str(file.rel_path), self._limits.explained(shortened(text)))
                 for name, text in errors.items()
             }
         super().handle_parsing_result(file, proc, **kwargs)

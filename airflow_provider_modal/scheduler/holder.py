@@ -188,13 +188,17 @@ class _Run:
             return {"error": str(error)}
         available = Venvs(files, _state(self._resources), holder="of the scheduler", note=_note_of_venv)
         venvs = parse_venvs.prepare(available, tree, version.files, lambda: self._lock.lost)
-        limits = Limits(self._config.parse_timeout_seconds, self._config.max_run_seconds * PARSE_SHARE)
+        config = self._config
+        limits = Limits(
+            config.parse_timeout_seconds, config.max_run_seconds * PARSE_SHARE, config.parse_memory
+        )
         arguments = {
             "digest": version.digest,
             "unchanged": unchanged,
             "per_file": limits.per_file,
             "phase": limits.phase,
             "venvs": venvs,
+            "memory": limits.memory,
         }
         environ = {dag_versions.HEAD_VARIABLE: version.digest}
         parsed = self._in_child(child_targets.PARSE, arguments, environ, limits.at_most)

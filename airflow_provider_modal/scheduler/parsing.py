@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from dataclasses import dataclass
 
@@ -13,23 +14,23 @@ interrupted is killed, after this much more."""
 CALLBACK_SECONDS = 60.0
 """Callbacks of DAGs run in the processes that parse, but they are work, not parsing."""
 
-
-MEMORY_BYTES = 2 * 1024**3
-"""What a process that parses a file may allocate; address space that is only reserved does not count."""
+_OUT_OF_MEMORY = re.compile(r"^MemoryError\b", re.MULTILINE)
 ERROR_CHARACTERS = 65_536
 """How much of an import error is kept: the UI shows all of it."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds that parsing may take.
+    """What parsing may take: seconds, and memory.
 
     :param per_file: ``scheduler.parse_timeout_seconds``.
     :param phase: no further file is begun after this; those in progress still have their own limit.
+    :param memory: ``scheduler.parse_memory``: MiB per file; 0 for no limit.
     """
 
     per_file: float
     phase: float
+    memory: int = 0
 
     @property
     def kill_after(self) -> float:
@@ -40,6 +41,15 @@ class Limits:
     def at_most(self) -> float:
         """When the whole phase has ended for sure, callbacks included."""
         return self.phase + max(self.kill_after, CALLBACK_SECONDS) + 5
+
+    def explained(self, text: str) -> str:
+        """Return an import error, with advice if the file ran out of memory."""
+        if not self.memory or not _OUT_OF_MEMORY.search(text):
+            return text
+        return (
+            f"{text.rstrip()}\n\nA DAG file may take {self.memory} MiB while it is parsed. Load less at its "
+            "top level, or raise scheduler.parse_memory in config.yaml."
+        )
 
 
 def shortened(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from datetime import datetime
 from pathlib import Path
 
@@ -55,6 +56,9 @@ def test_good_file_is_stored_with_its_version(airflow_children: AirflowChildren)
         ("def broken(:  # dag airflow", "SyntaxError"),
         ("# dag airflow\nwhile True: pass", "import timeout"),
         ("# dag airflow\nimport os; os._exit(3)", "exit code 3"),
+        ("# dag airflow\ntaken = bytearray(3 * 1024 ** 3)", "raise scheduler.parse_memory"),
+        # Announces a message of four gigabytes.
+        ("# dag airflow\nimport os; os.write(0, b'\\xff' * 4)\n1 / 0", "The process that parsed bad.py"),
         ("# dag airflow\nimport os, signal; os.kill(os.getpid(), signal.SIGKILL)", "SIGKILL"),
         (
             "# dag airflow\nimport signal\n"
@@ -67,7 +71,17 @@ def test_good_file_is_stored_with_its_version(airflow_children: AirflowChildren)
         ),
         ("# dag airflow\nimport no_such_module_anywhere", "no_such_module_anywhere"),
     ],
-    ids=["syntax", "endless", "exits", "killed", "uninterruptible", "catches everything", "import"],
+    ids=[
+        "syntax",
+        "endless",
+        "exits",
+        "takes memory",
+        "announces gigabytes",
+        "killed",
+        "uninterruptible",
+        "catches everything",
+        "import",
+    ],
 )
 def test_bad_file_leaves_an_import_error_and_others_alone(
     airflow_children: AirflowChildren, broken: str, expected: str
@@ -176,11 +190,16 @@ def test_phase_that_is_cut_short_goes_on_next_time(airflow_children: AirflowChil
     assert len(_active(airflow_children)) == 8
 
 
-def test_callback_is_run_and_not_lost(airflow_children: AirflowChildren, tmp_path: Path) -> None:
-    note = tmp_path / "called"
+def test_callback_is_run_with_limits_of_its_own(airflow_children: AirflowChildren, tmp_path: Path) -> None:
+    note, limits = tmp_path / "called", tmp_path / "limits"
     dag = f"""
+import resource, time
 from airflow.sdk import DAG, task
-def on_success(context): open({str(note)!r}, "w").write(context["run_id"])
+with open({str(limits)!r}, "a") as limits:
+    print(resource.getrlimit(resource.RLIMIT_DATA)[0], file=limits)
+def on_success(context):
+    time.sleep(4)
+    open({str(note)!r}, "w").write(context["run_id"])
 with DAG("called", schedule=None, on_success_callback=on_success):
     @task
     def hello(): pass
@@ -192,7 +211,8 @@ with DAG("called", schedule=None, on_success_callback=on_success):
     airflow_children.schedule()
     assert "callbacks wait" in _need(airflow_children, files).reasons
     airflow_children.parse(files, unchanged=["called.py"])
-    assert note.read_text() == "r1"
+    assert note.read_text() == "r1", "it may take longer than a file"
+    assert limits.read_text().split() == [str(2048 * 1024**2), str(resource.RLIM_INFINITY)]
     assert _need(airflow_children, files).reasons == ()
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def test_only_the_database_is_needed() -> None:
 def test_everything_can_be_set() -> None:
     parsed = parse(
         with_database(
-            scheduler={"interval_seconds": 10, "parse_timeout_seconds": 2.5, "max_run_seconds": 100},
+            scheduler={"interval_seconds": 10, "parse_timeout_seconds": 2.5, "parse_memory": 0},
             executor={"parallelism": 4, "task_timeout": 60, "execution_api": "in_process"},
             workers={
                 "default": {"cpu": 0.25, "max_containers": 3},
@@ -112,6 +113,8 @@ def test_a_variable_that_is_not_set_is_named() -> None:
         (with_database(scheduler={"interval_seconds": True}), "must be a whole number, found True"),
         (with_database(scheduler={"interval_seconds": [1]}), "must be a whole number, found a list"),
         (with_database(scheduler={"interval_seconds": None}), "must be a whole number, found nothing"),
+        (with_database(scheduler={"parse_memory": -1}), "must be 0 or more, found -1"),
+        (with_database(scheduler={"parse_memory": 100}), "must be at least 512, found 100: Airflow alone"),
         (with_database(scheduler={"max_run_seconds": float("inf")}), "must be a number"),
         (with_database(scheduler={"max_run_seconds": float("nan")}), "must be a number"),
         (
@@ -293,7 +296,7 @@ yaml_values = st.recursive(
     max_leaves=5,
 )
 options = [
-    *[("scheduler", name) for name in ("interval_seconds", "parse_timeout_seconds", "max_run_seconds")],
+    *[("scheduler", f.name) for f in fields(config.SchedulerConfig)],
     *[("executor", name) for name in ("parallelism", "task_timeout", "execution_api")],
     *[("image", name) for name in ("base", "apt", "pip", "env", "secrets")],
     *[("workers", name) for name in ("default", "gpu", 8)],
