@@ -192,6 +192,7 @@ def _defaults(config: EnvironmentConfig, role: str) -> dict[str, str]:
         # the many workers a pool would only hold connections that Postgres counts.
         "database.sql_alchemy_pool_enabled": str(role in ("scheduler", "triggers")),
         "database.sql_alchemy_pool_size": "2",
+        "database.sql_alchemy_connect_args": "airflow_provider_modal.db.engine.CONNECT_ARGUMENTS",
         "scheduler.task_instance_heartbeat_timeout": f"{config.executor.zombie_after_seconds:.0f}",
         "scheduler.scheduler_zombie_task_threshold": f"{config.executor.zombie_after_seconds:.0f}",
         # A call may wait in Modal's own queue for as long as its profile's containers are busy; Airflow would

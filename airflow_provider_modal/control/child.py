@@ -8,7 +8,9 @@ import traceback
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_modal import airflow_settings
 from airflow_provider_modal.child_work import child_of
+from airflow_provider_modal.db.connect import connection_failure
 from airflow_provider_modal.errors import ERRORS_BY_KIND, ModalflowError
 
 if TYPE_CHECKING:
@@ -55,6 +57,7 @@ def run_in_child(zygote: Zygote, op: str, args: Mapping[str, Any], seconds: floa
 def run(op: str, args: dict[str, Any]) -> Any:
     """Run an operation with Airflow and return its result.
 
+    :raises UnreachableError: the database went away.
     :raises ModalflowError: it failed; an unexpected error is told with its type and where it arose.
     """
     module, _, function = _FUNCTIONS[op].partition(":")
@@ -64,6 +67,9 @@ def run(op: str, args: dict[str, Any]) -> Any:
     except ModalflowError:
         raise
     except Exception as error:
+        away = connection_failure(error, airflow_settings.database_url())
+        if away is not None:
+            raise away from None
         log.exception("operation %s failed", op)
         where = "".join(traceback.format_tb(error.__traceback__)[-1:]).strip().splitlines()[:_LAST_LINES]
         raise ModalflowError(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_modal import airflow_settings, wakeup
 from airflow_provider_modal.control import examination, provisioning
 from airflow_provider_modal.control.child import run_in_child
-from airflow_provider_modal.db.connect import without_password
+from airflow_provider_modal.db.connect import connection_failure, without_password
 from airflow_provider_modal.errors import ConfigError, ModalflowError, kind_of
 
 if TYPE_CHECKING:
@@ -42,17 +42,23 @@ def handle(zygote: Zygote, op: str, args: Mapping[str, Any]) -> dict[str, Any]:
     except ModalflowError as error:
         return failure(kind_of(error), str(error))
     except Exception as error:
+        away = connection_failure(error, _database_url() or "")
+        if away is not None:
+            return failure(kind_of(away), str(away))
         log.exception("operation %s failed", op)
         return failure("failed", f"operation {op} failed: {type(error).__name__}: {error}")
 
 
 def failure(kind: str, message: str) -> dict[str, Any]:
     """Return the envelope of a failure; the database's password does not travel with it."""
+    return {"ok": False, "error": {"kind": kind, "message": without_password(message, _database_url())}}
+
+
+def _database_url() -> str | None:
     try:
-        url = airflow_settings.database_url()
+        return airflow_settings.database_url()
     except KeyError:
-        url = None
-    return {"ok": False, "error": {"kind": kind, "message": without_password(message, url)}}
+        return None
 
 
 def _and_wake(zygote: Zygote, op: str, args: Mapping[str, Any]) -> Any:

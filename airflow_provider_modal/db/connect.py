@@ -33,6 +33,12 @@ _CLIENT_KEEPALIVES: dict[str, Any] = {
     "tcp_user_timeout": 10_000,
 }
 _SERVER_KEEPALIVES = {"tcp_keepalives_idle": 15, "tcp_keepalives_interval": 5, "tcp_keepalives_count": 3}
+_AWAY = (
+    errorcodes.ADMIN_SHUTDOWN,
+    errorcodes.CRASH_SHUTDOWN,
+    errorcodes.CANNOT_CONNECT_NOW,
+    errorcodes.TOO_MANY_CONNECTIONS,
+)
 _URL_PASSWORD = re.compile(r"(?<=://)([^:/@\s]*):([^@\s]*)@")
 
 
@@ -85,6 +91,21 @@ def connect(url: str, *, application_name: str, connect_timeout: int = CONNECT_T
     connection.autocommit = True
     _keep_alive(connection)
     return connection
+
+
+def connection_failure(error: BaseException, url: str) -> ConfigError | UnreachableError | None:
+    """Return what an error means if the connection failed; None if the server refused a statement.
+
+    :param error: psycopg2's, SQLAlchemy's that wraps one, or one that was raised because of such.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        found = getattr(cause, "orig", None) or cause
+        if isinstance(found, (psycopg2.OperationalError, psycopg2.InterfaceError)):
+            # A statement that timed out or met a deadlock is an OperationalError, too, and has a code.
+            return _refused(found, url) if found.pgcode in (None, *_AWAY) else None
+        cause = cause.__cause__
+    return None
 
 
 def without_password(text: str, url: str | None = None) -> str:

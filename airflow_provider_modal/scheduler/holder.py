@@ -74,7 +74,7 @@ def run(zygote: Zygote, reason: str = "") -> dict[str, Any]:
         summary = _run(zygote, lock, config, resources, started, journal)
     except Exception as error:
         told = str(error) if isinstance(error, ModalflowError) else f"{type(error).__name__}: {error}"
-        journal.end("failed", without_password(told))
+        journal.end("failed", without_password(told, airflow_settings.database_url()))
         raise
     summary = {"reason": reason, **summary, "seconds": round(time.monotonic() - started, 3)}
     log.info("scheduler run: %s", summary)

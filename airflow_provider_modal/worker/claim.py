@@ -250,7 +250,9 @@ def started(
         yield
     finally:
         over.set()
-        # A renewal that comes after a later delivery's claim would overwrite it.
+        # A renewal that comes after a later delivery's claim would overwrite it. One that was abandoned
+        # because Modal did not answer still may, as the SDK goes on repeating it; the next renewal of that
+        # delivery puts it right.
         thread.join()
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+import psycopg2
 import pytest
 from cryptography.fernet import Fernet
 
@@ -16,8 +17,9 @@ from airflow_provider_modal import airflow_settings, wakeup
 from airflow_provider_modal.config import EnvironmentConfig
 from airflow_provider_modal.container.zygote import Child, Outcome, Zygote
 from airflow_provider_modal.control import operations, provisioning
-from airflow_provider_modal.db.connect import application_name
+from airflow_provider_modal.db.connect import application_name, connect, connection_failure
 from airflow_provider_modal.db.lock import AdvisoryLock
+from airflow_provider_modal.errors import UnreachableError
 from airflow_provider_modal.names import ResourceNames
 from local_modal.testing import LocalModal
 from tests.support.airflow_children import ENV, AirflowChildren, trigger_run
@@ -177,6 +179,48 @@ def test_unreachable_database_is_told_without_its_password(
     assert kind == "unreachable"
     assert "127.0.0.1:1" in message
     assert "hidden-word" not in message
+
+
+def test_a_database_that_goes_away_is_unreachable_whoever_notices(
+    children: AirflowChildren, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Cutting:
+        """A zygote that finds its parent's connections cut."""
+
+        def spawn(self, target: str, args: Mapping[str, Any], env: Any = None) -> Child:
+            children.sql(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND starts_with(application_name, 'modalflow:')"
+            )
+            return children.spawn(target, env, **args)
+
+    _ask(children, "claim_database")
+    answer = operations.handle(Cutting(), "migrate", {})  # type: ignore[arg-type]
+    assert answer["error"]["kind"] == "unreachable", answer
+    assert "can't be reached" in answer["error"]["message"]
+
+    away = "postgresql://someone:hidden-word@127.0.0.1:1/airflow"
+    _deployed(monkeypatch, away)
+    children.url = away
+    kind, message = _refusal(children, "dags.list")
+    assert kind == "unreachable"
+    assert "127.0.0.1:1" in message and "hidden-word" not in message
+
+
+def test_a_statement_that_the_server_refuses_is_no_lost_connection(airflow_database: str) -> None:
+    connection = connect(airflow_database, application_name="test")
+    with connection.cursor() as cursor:
+        for statement in ("SET statement_timeout = 1; SELECT pg_sleep(10)", "SELECT 1 / 0"):
+            with pytest.raises(psycopg2.Error) as refused:
+                cursor.execute(statement)
+            assert connection_failure(refused.value, airflow_database) is None
+    connection.close()
+    with pytest.raises(psycopg2.Error) as gone:
+        connection.cursor()
+    assert connection_failure(gone.value, airflow_database)
+    wrapped = ValueError("of a library")
+    wrapped.__cause__ = gone.value
+    assert isinstance(connection_failure(wrapped, airflow_database), UnreachableError)
 
 
 def test_migrate_makes_the_schema_once_and_drop_removes_it(

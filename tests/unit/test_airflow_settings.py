@@ -9,6 +9,7 @@ import pytest
 from airflow_provider_modal import airflow_settings, config, names
 from airflow_provider_modal.airflow_settings import SecretKeys
 from airflow_provider_modal.config import EnvironmentConfig
+from airflow_provider_modal.db import engine
 from airflow_provider_modal.errors import ConfigError
 
 PASSWORD = "p4ss-w0rd"
@@ -150,7 +151,8 @@ def test_airflow_reads_what_apply_sets(configured: EnvironmentConfig, tmp_path: 
         "import json; from airflow.configuration import conf\n"
         "print(json.dumps([conf.get('core', 'executor'), conf.getint('core', 'parallelism'),"
         " conf.get('core', 'hostname_callable'), conf.get('database', 'sql_alchemy_conn'),"
-        " conf.get('modal', 'environment'), conf.getboolean('modal', 'serverless')]))"
+        " conf.get('modal', 'environment'), conf.getboolean('modal', 'serverless'),"
+        " conf.getimport('database', 'sql_alchemy_connect_args')]))"
     )
     done = subprocess.run(
         [sys.executable, "-c", script],
@@ -166,4 +168,13 @@ def test_airflow_reads_what_apply_sets(configured: EnvironmentConfig, tmp_path: 
         URL.replace("postgresql:", "postgresql+psycopg2:"),
         "dev",
         True,
+        engine.connect_arguments({}),
     ]
+
+
+def test_what_the_url_says_of_a_connection_wins() -> None:
+    usual = engine.connect_arguments({})
+    assert usual["connect_timeout"] == 10 and usual["tcp_user_timeout"] == 30_000
+    url = URL.replace("postgresql:", "postgresql+psycopg2:") + "?connect_timeout=60&sslmode=require"
+    given = engine.connect_arguments({airflow_settings.CONNECTION: url})
+    assert usual.items() - given.items() == {("connect_timeout", 10)}
