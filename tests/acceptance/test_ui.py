@@ -68,9 +68,7 @@ def served(deployment: Deployment) -> Iterator[tuple[dict[str, Any], subprocess.
             process.communicate()
 
 
-def test_a_person_logs_in_and_triggers_a_dag_which_wakes_the_scheduler(
-    recorded: Deployment, recorder: Recorder
-) -> None:
+def test_a_person_logs_in_triggers_a_dag_and_reads_its_log(recorded: Deployment, recorder: Recorder) -> None:
     with served(recorded) as (told, _):
         browser = Browser(told["url"])
         status, page = browser.ask("/")
@@ -90,6 +88,10 @@ def test_a_person_logs_in_and_triggers_a_dag_which_wakes_the_scheduler(
         recorder.wait_for(f"{run_id}:start")
         recorder.release(f"{run_id}:start")
         assert recorded.finished("recorded_single", run_id)["state"] == "success"
+        of_task = f"/api/v2/dags/recorded_single/dagRuns/{run_id}/taskInstances/only"
+        status, log = browser.ask(f"{of_task}/logs/1")
+        events = [line["event"] for line in log["content"]]
+        assert status == 200 and "Done. Returned value was: None" in events, events
     apps = json.loads(run([sys.executable, "-m", "modal", "app", "list", "--json"], recorded.environ).stdout)
     # The names of the columns differ between versions of modal.
     rows = [[str(value) for value in app.values()] for app in apps]
