@@ -8,6 +8,7 @@ From the list to the running task:
     archive        one file of it, and safely back to a folder
     store          archives on the Volume, by key; pruned when nobody uses them
     provision      all of the above in order: the folder is on this container's local disk
+    operator_cache what virtualenv operators of Airflow make, kept in the same place
     activation     a process that runs user code finds the packages
 """
 

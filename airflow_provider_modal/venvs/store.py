@@ -14,8 +14,8 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from airflow_provider_modal import names
@@ -44,6 +44,7 @@ class Stored:
     :param archive: path of the archive on the Volume.
     :param size: of the archive, in bytes.
     :param packages: what it holds, ``name==version``.
+    :param links: of its interpreter, which lead out of it and are no part of the archive.
     :param made_at: seconds since the epoch; ``used_at``, of the last noted use, likewise.
     """
 
@@ -53,6 +54,7 @@ class Stored:
     packages: tuple[str, ...]
     made_at: float
     used_at: float
+    links: Mapping[str, str] = field(default_factory=dict)
 
 
 class VenvStore:
@@ -72,7 +74,9 @@ class VenvStore:
             log.warning("%s on the Volume is not one of ours (%s); it is made anew", path, error)
             return None
 
-    def save(self, key: str, local: Path, packages: Iterable[str]) -> Stored:
+    def save(
+        self, key: str, local: Path, packages: Iterable[str], links: Mapping[str, str] | None = None
+    ) -> Stored:
         """Store an archive under a key, for everybody who asks from now on."""
         now = time.time()
         stored = Stored(
@@ -82,6 +86,7 @@ class VenvStore:
             packages=tuple(packages),
             made_at=now,
             used_at=now,
+            links=dict(links or {}),
         )
         self._files.write(stored.archive, local)
         # Last, because whoever follows it must find all of the archive.

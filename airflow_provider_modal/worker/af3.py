@@ -38,7 +38,7 @@ from airflow_provider_modal.container.execution_api import (
     leave_out_old_versions,
 )
 from airflow_provider_modal.container.processes import signal_name
-from airflow_provider_modal.venvs import activation
+from airflow_provider_modal.venvs import activation, operator_cache
 from airflow_provider_modal.wire import Outcome
 
 log = logging.getLogger(__name__)
@@ -81,6 +81,7 @@ def warm_up() -> None:
             importlib.import_module(module)
         except ImportError as error:
             log.info("%s is not imported in advance: %s", module, error)
+    operator_cache.keep_caches()
     started = time.monotonic()
     leave_out_old_versions()
     try:

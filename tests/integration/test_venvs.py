@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
 import time
 import uuid
+import venv as virtualenvs
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,9 +20,9 @@ from typing import Any
 import modal
 import pytest
 
-from airflow_provider_modal import names
+from airflow_provider_modal import airflow_settings, names
 from airflow_provider_modal.errors import ConfigError, ModalflowError, UnreachableError
-from airflow_provider_modal.venvs import folder, lease, store
+from airflow_provider_modal.venvs import folder, lease, operator_cache, store
 from airflow_provider_modal.venvs.provision import Limits, Venvs
 from airflow_provider_modal.volume.files import VolumeFiles
 from local_modal.testing import LocalModal, wait_until
@@ -259,3 +262,65 @@ def test_an_installation_ends_when_nobody_wants_it_or_its_time_is_over(
     with pytest.raises(ModalflowError, match=r"installing slow did not end within \d+ s; put large packages"):
         world.container("a").ready(("slow",), environ, Limits(time.monotonic() + 3))
     assert world.stored() == [] and not list(world.root.glob("a/.*.partial"))
+
+
+def test_the_cache_of_a_virtualenv_operator_outlives_its_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airflow.providers.standard.operators.python import PythonVirtualenvOperator
+
+    made: list[Path] = []
+
+    class WithoutIndex(PythonVirtualenvOperator):  # type: ignore[misc]
+        """Airflow's cache, for a virtualenv that needs no index and a hash that needs no server."""
+
+        def _calculate_cache_hash(self, exclude_cloudpickle: bool = False) -> tuple[str, str]:
+            return "0123abcd", json.dumps({"exclude_cloudpickle": exclude_cloudpickle})
+
+        def _prepare_venv(self, venv_path: Path) -> None:
+            virtualenvs.create(venv_path, symlinks=True)
+            (folder.site_packages(venv_path) / "tone.py").write_text("TONE = 'bright'")
+            made.append(venv_path)
+
+    env = uuid.uuid4().hex[:8]
+    files = VolumeFiles(
+        modal.Volume.from_name(names.ResourceNames(env).volume, version=2, create_if_missing=True).hydrate()
+    )
+    monkeypatch.setenv(airflow_settings.ENV_NAME, env)
+    monkeypatch.setenv(airflow_settings.VOLUME_PATH, str(tmp_path / "mount"))
+    monkeypatch.setattr(
+        PythonVirtualenvOperator,
+        "_ensure_venv_cache_exists",
+        PythonVirtualenvOperator._ensure_venv_cache_exists,
+    )
+    operator_cache.keep_caches()
+    cache = tmp_path / "cache"
+    operator = WithoutIndex(task_id="t", python_callable=soon, venv_cache_path=cache)
+
+    def tone() -> str:
+        ready = operator._ensure_venv_cache_exists(cache)
+        run = [str(ready / "bin" / "python"), "-c", "import tone, sys; print(tone.TONE, sys.prefix)"]
+        said = subprocess.run(run, capture_output=True, text=True, check=True).stdout.split()
+        assert said[1] == str(ready)
+        return said[0]
+
+    assert tone() == "bright" and len(made) == 1
+    # Another container has nothing but the Volume.
+    shutil.rmtree(cache)
+    assert tone() == "bright" and len(made) == 1
+    # One with another interpreter, or without Modal, makes its own.
+    (pointer,) = (entry.path for entry in files.list("venvs") if entry.path.endswith(".json"))
+    stored = json.loads(files.read(pointer))
+    assert all(path.startswith("bin/python") for path in stored["links"])
+    stored["links"] = dict.fromkeys(stored["links"], "/no/python")
+    files.write(pointer, json.dumps(stored).encode())
+    shutil.rmtree(cache)
+    assert tone() == "bright" and len(made) == 2
+    monkeypatch.delenv(airflow_settings.ENV_NAME)
+    shutil.rmtree(cache)
+    assert tone() == "bright" and len(made) == 3
+    # On the mount it stays anyway.
+    before = files.list("venvs")
+    monkeypatch.setenv(airflow_settings.ENV_NAME, env)
+    cache = tmp_path / "mount" / "cache"
+    assert tone() == "bright" and len(made) == 4 and files.list("venvs") == before

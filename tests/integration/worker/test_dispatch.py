@@ -342,6 +342,7 @@ def test_task_gets_the_packages_that_it_asks_for(environment: Environment, tmp_p
     assert (completion.outcome, completion.reason) == ("done", None)
     (record,) = environment.recorder.events("greeted")
     assert record["said"] == "hello\n" and record["greeter"].startswith(record["venv"])
+    assert record["keeps_caches"]
     log = "\n".join(environment.log(call))
     assert "building the virtualenv" in log and "built the virtualenv" in log
     call, completion = asked("greeter == 1.0")

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import time
 
+from airflow.providers.standard.operators.python import PythonVirtualenvOperator
 from airflow.sdk import DAG, BaseOperator, task
 from airflow.sdk.log import mask_secret
 
@@ -63,7 +64,9 @@ with DAG("worker_dag", schedule=None) as dag:
         import greeter
 
         said = subprocess.run(["greet"], capture_output=True, text=True, check=True).stdout
-        record("greeted", greeter=greeter.__file__, said=said, venv=os.environ["MODALFLOW_VENV"])
+        keeps = hasattr(PythonVirtualenvOperator._ensure_venv_cache_exists, "__wrapped__")
+        venv = os.environ["MODALFLOW_VENV"]
+        record("greeted", greeter=greeter.__file__, said=said, venv=venv, keeps_caches=keeps)
 
     @task
     def deaf() -> None:
