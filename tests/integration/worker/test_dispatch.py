@@ -8,7 +8,6 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import modal
@@ -131,6 +130,10 @@ def environment(
             resources.secrets, airflow_settings.secret_environment(config, resources.env)
         )
         files = VolumeFiles.open(resources)
+        code = {"greeter/__init__.py": "", "greeter/cli.py": "def main():\n    print('hello')\n"}
+        commands = {"greet": "greeter.cli:main"}
+        wheel = add_wheel(tmp_path_factory.mktemp("wheels"), "greeter", "1.0", code, commands=commands)
+        files.write(f"wheels/{wheel.name}", wheel)
         files.write(f"{names.DAGS_FOLDER}/worker_dag.py", (DAGS / "worker_dag.py").read_bytes())
         version = dag_versions.snapshot(files)
         app.build_app(config, resources.env).deploy()
@@ -322,17 +325,7 @@ def test_call_of_another_release_is_refused(environment: Environment) -> None:
     assert answer["outcome"] == "failed" and "not a versioned message" in answer["reason"]
 
 
-def test_task_gets_the_packages_that_it_asks_for(environment: Environment, tmp_path: Path) -> None:
-    cli = "def main():\n    print('hello')\n"
-    add_wheel(
-        tmp_path,
-        "greeter",
-        "1.0",
-        {"greeter/__init__.py": "", "greeter/cli.py": cli},
-        commands={"greet": "greeter.cli:main"},
-    )
-    environment.files.write_many({f"wheels/{wheel.name}": wheel for wheel in tmp_path.iterdir()})
-
+def test_task_gets_the_packages_that_it_asks_for(environment: Environment) -> None:
     def asked(*requirements: str) -> tuple[wire.TaskCall, wire.Completion]:
         call = environment.queued("greeted", requirements=list(requirements))
         environment.spawn(call.to_wire()).get(timeout=120)
