@@ -10,9 +10,11 @@ def warm_up() -> None:
     import airflow.utils.db  # noqa: F401
     from airflow import settings
 
+    import airflow_provider_modal.control.dag_code
     import airflow_provider_modal.control.dags
     import airflow_provider_modal.control.database
     import airflow_provider_modal.control.pausing
+    import airflow_provider_modal.control.retention
     import airflow_provider_modal.control.runs
     import airflow_provider_modal.control.xcoms  # noqa: F401
 

@@ -33,6 +33,7 @@ _FUNCTIONS = {
     "runs.list": "runs:list_runs",
     "runs.show": "runs:show",
     "xcom.get": "xcoms:get",
+    "clean.judge": "retention:judge",
 }
 _LAST_LINES = 3
 

@@ -16,6 +16,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from airflow_provider_modal import names
+from airflow_provider_modal.control import dag_code
 from airflow_provider_modal.control.hints import did_you_mean
 from airflow_provider_modal.control.times import iso, parsed
 from airflow_provider_modal.errors import ConfigError, ModalflowError, NotFoundError
@@ -70,7 +71,7 @@ def trigger(
             return {"run_id": run_id, "created": False}
         _require(session, dag_id)
     try:
-        trigger_dag(
+        _trigger(
             dag_id=dag_id,
             run_id=run_id,
             conf=conf or {},
@@ -86,6 +87,18 @@ def trigger(
     except (ParamValidationError, ValueError) as error:
         raise ConfigError(f"DAG {dag_id} can't be started like this: {error}") from None
     return {"run_id": run_id, "created": True}
+
+
+def _trigger(**arguments: Any) -> None:
+    try:
+        trigger_dag(**arguments)
+    except (DagRunAlreadyExists, ParamValidationError):
+        raise
+    except Exception:
+        # Such as a timetable that is one of the DAGs' own plugins: Airflow has no common error for these.
+        if not dag_code.use_plugins():
+            raise
+        trigger_dag(**arguments)
 
 
 def _exists(session: Session, dag_id: str, run_id: str) -> bool:

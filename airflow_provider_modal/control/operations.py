@@ -86,4 +86,5 @@ OPERATIONS: dict[str, Callable[[Zygote, str, Mapping[str, Any]], Any]] = {
     "runs.list": run_in_child,
     "runs.show": run_in_child,
     "xcom.get": run_in_child,
+    "clean.judge": run_in_child,
 }

@@ -334,7 +334,8 @@ def read_version(files: VolumeFiles, digest: str) -> DagVersion:
         version = DagVersion.of(manifest["files"], int(manifest.get("largest", 0)))
     except FileNotFoundError:
         raise NotFoundError(
-            f"DAG version {digest[:12]} is not on the Volume ({path}); it was removed there"
+            f"DAG version {digest[:12]} is not on the Volume ({path}): modalflow clean removes those of runs "
+            "that ended long ago; clear such a run with the latest version of the DAG"
         ) from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ModalflowError(f"{path} on the Volume is damaged: {error}") from None

@@ -16,7 +16,8 @@ SEGMENT_BYTES = 200
 """Longest segment we make. Linux allows 255 bytes; the rest is for suffixes such as attempt numbers."""
 
 _EMPTY = "%"
-_SHORTENED = "%~"
+SHORTENED = "%~"
+"""Part of segments that can't be read back: a digest of the text follows its beginning."""
 # Separators, the escape character itself, control characters, and what a shell or the SDK reads as a pattern:
 # Volume.listdir refuses paths that end in "*".
 _UNSAFE = re.compile(r"[/\\%*?\x00-\x1f\x7f\ud800-\udfff]")
@@ -37,7 +38,7 @@ def safe_segment(text: str) -> str:
     if len(encoded) <= SEGMENT_BYTES:
         return segment
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
-    suffix = f"{_SHORTENED}{digest}"
+    suffix = f"{SHORTENED}{digest}"
     head = encoded[: SEGMENT_BYTES - len(suffix)].decode("utf-8", "ignore")
     # Not half an escape sequence in front of the digest.
     return re.sub(r"%[0-9A-F]?$", "", head) + suffix
@@ -47,7 +48,7 @@ def segment_text(segment: str) -> str:
     """Return the text that ``safe_segment`` made ``segment`` of; a shortened one comes back as it is."""
     if segment == _EMPTY:
         return ""
-    if _SHORTENED in segment:
+    if SHORTENED in segment:
         return segment
     return unquote_to_bytes(segment).decode("utf-8", "surrogatepass")
 

@@ -41,6 +41,7 @@ COMMANDS = commands(cli)
 
 def test_all_commands_are_there() -> None:
     assert {" ".join(path) for path, _ in COMMANDS} == {
+        "clean",
         "create",
         "destroy",
         "doctor",

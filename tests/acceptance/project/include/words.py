@@ -1,0 +1,5 @@
+"""This version's word."""
+
+from __future__ import annotations
+
+WORD = "A"
