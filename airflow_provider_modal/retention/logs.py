@@ -10,7 +10,7 @@ from airflow_provider_modal.retention.runs import RunFolders
 from airflow_provider_modal.volume.files import VolumeFiles
 
 PREFIXES = ("dag_id=", "run_id=")
-"""What Airflow's default ``log_filename_template`` puts before a DAG's and a run's id."""
+"""What stands before a DAG's and a run's id (``log.segments.run_folder``)."""
 
 
 class Logs:

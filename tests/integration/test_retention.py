@@ -15,7 +15,7 @@ from airflow_provider_modal import airflow_settings, names
 from airflow_provider_modal.config import EnvironmentConfig
 from airflow_provider_modal.control import operations
 from airflow_provider_modal.errors import ModalflowError
-from airflow_provider_modal.log.segments import default_log_path, segment_path, segment_prefix
+from airflow_provider_modal.log.segments import segment_path, segment_prefix, task_log
 from airflow_provider_modal.names import ResourceNames
 from airflow_provider_modal.retention.found import Found, Kind, Policy
 from airflow_provider_modal.retention.kinds import KINDS, Environment
@@ -115,11 +115,11 @@ def test_logs_and_xcoms_go_with_their_runs(world: World) -> None:
     logs, values = {}, {}
     for run_id in runs:
         key = TaskKey(dag_id=DAG_ID, task_id="t", run_id=run_id, try_number=1, map_index=-1)
-        logs[run_id] = segment_path(segment_prefix(default_log_path(key), 0.0, "dispatch"), 1)
+        logs[run_id] = segment_path(segment_prefix(task_log(key), 0.0, "dispatch"), 1)
         values[run_id] = f"{names.XCOM_FOLDER}/{safe_path(DAG_ID, run_id, 't', '-1', 'k')}.1.json"
     for run_id in ("with/slash", "gone"):
         key = TaskKey(dag_id="fresh", task_id="t", run_id=run_id, try_number=1, map_index=-1)
-        logs[f"{run_id} of fresh"] = segment_path(segment_prefix(default_log_path(key), 0.0, "dispatch"), 1)
+        logs[f"{run_id} of fresh"] = segment_path(segment_prefix(task_log(key), 0.0, "dispatch"), 1)
     callback = f"{names.LOGS_FOLDER}/executor_callbacks/one.log"
     world.files.write_many(dict.fromkeys([*logs.values(), *values.values(), callback], b"12345"))
 
