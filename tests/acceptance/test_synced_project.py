@@ -1,28 +1,20 @@
-"""A project is synced while a run of it is under way; a file comes by Modal's own command line."""
+"""A project is synced while a run of it is under way."""
 
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 
-from airflow_provider_modal.names import ResourceNames
 from local_modal.testing import wait_until
-from tests.acceptance.deployment import Deployment, run
+from tests.acceptance.deployment import Deployment
 from tests.acceptance.modal_target import PATIENCE
 from tests.acceptance.recorder import Recorder
 
 pytestmark = pytest.mark.faults(reason="its tasks reach the recorder only on this machine")
 
 SECONDS = 240
-HANDMADE = """
-from airflow.providers.standard.operators.empty import EmptyOperator
-from airflow.sdk import DAG
-with DAG("handmade", schedule=None):
-    EmptyOperator(task_id="nothing")
-"""
 
 
 def listed(deployment: Deployment) -> dict[str, str]:
@@ -65,22 +57,3 @@ def test_a_run_ends_with_the_files_that_it_began_with(
     facts = {name: ended[name] for name in ("word", "own", "macro", "version")}
     assert facts == {"word": "B", "own": "B", "macro": "B", "version": second["version"]}
     assert "not_a_dag_file" not in listed(deployment)
-
-    # Nobody wakes the scheduler for this one.
-    (tmp_path / "handmade.py").write_text(HANDMADE)
-    volume = ResourceNames(deployment.name).volume
-    put = [sys.executable, "-m", "modal", "volume", "put", volume, str(tmp_path / "handmade.py"), "dags/"]
-    run(put, deployment.environ)
-    wait_until(lambda: "handmade" in listed(deployment), SECONDS * PATIENCE, "the file is found")
-    for run_id in (old_run, new_run):
-        assert deployment.finished("synced", run_id, SECONDS)["state"] == "success"
-
-    # Nobody needs the first version any more.
-    clean = ("clean", "--what", "versions,xcom", "--older-than", "0s", "--keep-versions", "1")
-    path = f".modalflow/dag-versions/{first['version']}.json"
-    planned = deployment.json(*clean, "--dry-run")
-    assert path in [item["path"] for item in planned["kinds"]["versions"]]
-    assert (planned["outcome"], planned["freed_bytes"], planned["problems"]) == ("planned", 0, [])
-    cleaned = deployment.json(*clean, "--yes")
-    assert (cleaned["outcome"], cleaned["freed_bytes"]) == ("cleaned", planned["found_bytes"])
-    assert "nothing to remove" in deployment.modalflow(*clean, "--yes").stdout

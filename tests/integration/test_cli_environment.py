@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import secrets
 import signal
@@ -227,6 +228,20 @@ def test_a_dag_whose_file_has_an_import_error_is_waited_for_and_told(environment
     told = environment.json("dags", "trigger", "typo", code=3)["error"]["message"]
     assert "DAG typo does not exist" in told
     assert "typo.py has an import error: ImportError: cannot import name 'dagg'" in told
+
+
+def test_clean_shows_asks_and_removes_what_nobody_needs(environment: Environment) -> None:
+    volume = modal.Volume.from_name(f"airflow-vol-{environment.name}")
+    with volume.batch_upload() as batch:
+        batch.put_file(io.BytesIO(b"gone"), "/logs/dag_id=gone/run_id=r/task_id=t/attempt=1.log.x")
+    clean = ("clean", "--older-than", "1h", "--what", "logs,xcom,venvs")
+    assert "nothing was changed" in environment.run(*clean, answer="n\n", code=1).stderr
+    cleaned = environment.json(*clean, "--yes")
+    assert (cleaned["outcome"], cleaned["freed_bytes"], cleaned["problems"]) == ("cleaned", 4, [])
+    assert [item["removed"] for item in cleaned["kinds"]["logs"]] == [True]
+    assert environment.json("clean", "--dry-run")["found_bytes"] == 0
+    assert "there are logs, xcom" in environment.run("clean", "--what", "cache", code=2).stderr
+    assert "such as 30d" in environment.run("clean", "--older-than", "soon", code=2).stderr
 
 
 def test_destroy_asks_and_may_keep_the_volume(environment: Environment) -> None:

@@ -225,7 +225,9 @@ def test_an_upload_during_the_snapshot_is_never_half_in_a_version(
     assert set(snapshot(files).files.values()) == {sha("newer")}
 
 
-def test_the_current_version_is_known_until_something_changes(files: Observed, outside: VolumeFiles) -> None:
+def test_the_current_version_is_known_until_something_changes(
+    files: Observed, outside: VolumeFiles, volume: modal.Volume, local_modal: LocalModal, tmp_path: Path
+) -> None:
     assert dag_versions.current(outside) == dag_versions.DagVersion.of({}).digest
     outside.write("dags/a.py", b"1")
     assert dag_versions.current(outside) is None
@@ -235,6 +237,10 @@ def test_the_current_version_is_known_until_something_changes(files: Observed, o
     assert dag_versions.current(outside) is None
     outside.remove("dags/a.py")
     assert dag_versions.current(outside) is None
+    (tmp_path / "by_hand.py").write_text("b")
+    put_by_hand = ["volume", "put", str(volume.name), str(tmp_path / "by_hand.py"), "dags/"]
+    subprocess.run([sys.executable, "-m", "modal", *put_by_hand], env=local_modal.env, check=True)
+    assert snapshot(files).files == {"by_hand.py": sha("b")}
 
 
 def test_a_tree_that_never_holds_still_is_told(files: Observed, outside: VolumeFiles) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,13 @@ def tell(**facts):
     print("FACTS " + json.dumps(facts))
 """
 
+DAG = """
+from airflow.sdk import DAG
+from words import WORD
+with DAG("{dag_id}", schedule=None):
+    pass
+"""
+
 Run = Callable[..., dict[str, Any]]
 
 
@@ -58,9 +67,9 @@ def files(env_name: str) -> VolumeFiles:
 
 @pytest.fixture
 def run(tmp_path: Path, local_modal: LocalModal) -> Run:
-    def run(code: str, **environ: str) -> dict[str, Any]:
+    def run(code: str, *arguments: str, **environ: str) -> dict[str, Any]:
         done = subprocess.run(
-            [sys.executable, "-c", PREAMBLE + code],
+            [sys.executable, "-c", PREAMBLE + code, *arguments],
             env={
                 **{name: value for name, value in local_modal.env.items() if not name.startswith("AIRFLOW")},
                 "AIRFLOW_HOME": str(tmp_path / "home"),
@@ -80,32 +89,59 @@ def run(tmp_path: Path, local_modal: LocalModal) -> Run:
     return run
 
 
-def test_an_airflow_of_your_own_follows_the_volume(run: Run, files: VolumeFiles, env_name: str) -> None:
-    files.write("dags/a.py", b"A")
-
-    facts = run(
-        f"""
-import os
+def test_an_airflow_of_your_own_follows_the_volume(
+    run: Run, files: VolumeFiles, env_name: str, tmp_path: Path
+) -> None:
+    """By Airflow's own bundle manager, configured as the README says, in two processes of one host."""
+    files.write_many(
+        {
+            "dags/a.py": DAG.format(dag_id="a").encode(),
+            "dags/include/words.py": b"WORD = 1",
+            "dags/include/template.py": DAG.format(dag_id="not_a_dag_file").encode(),
+            "dags/plugins/p.py": b"raise SystemExit('an airflow dag? no')",
+            "dags/.airflowignore": b"ignored.py",
+            "dags/ignored.py": b"raise SystemExit('an airflow dag? no')",
+        }
+    )
+    home = tmp_path / "home"
+    home.mkdir()
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (snippet,) = re.findall(r"```ini\n(.*?VolumeDagBundle.*?)```", readme, re.DOTALL)
+    (home / "airflow.cfg").write_text(snippet.replace("environment = prod", f"environment = {env_name}"))
+    code = f"""
+warnings.filterwarnings("ignore", message="GitWildMatchPattern")  # Airflow's own use of pathspec
+from airflow.dag_processing.bundles.manager import DagBundlesManager
+from airflow.dag_processing.dagbag import BundleDagBag
 from airflow_provider_modal.names import ResourceNames
 from airflow_provider_modal.volume.files import VolumeFiles
-bundle = VolumeDagBundle(name="modal-volume", environment={env_name!r})
+def parsed(bundle):
+    bag = BundleDagBag(bundle.path, bundle_path=bundle.path, bundle_name=bundle.name)
+    return [sorted(bag.dag_ids), bag.import_errors]
+bundle = DagBundlesManager().get_bundle("modal-volume")
 bundle.initialize()
-first, before = version(bundle), tree(bundle)
-VolumeFiles.open(ResourceNames({env_name!r})).write("dags/team/b.py", b"B")
-bundle.refresh()
-old = VolumeDagBundle(name="modal-volume", environment={env_name!r}, version=first)
+first, before = version(bundle), parsed(bundle)
+if not sys.argv[1:]:
+    VolumeFiles.open(ResourceNames({env_name!r})).write("dags/team/b.py", {DAG.format(dag_id="b").encode()!r})
+    bundle.refresh()
+old = DagBundlesManager().get_bundle("modal-volume", version=first)
 old.initialize()
-tell(first=first, before=before, second=version(bundle), after=tree(bundle), old=[version(old), tree(old)],
-     path=str(bundle.path), versions=str(bundle.versions_dir))
+tell(first=first, before=before, second=version(bundle), after=parsed(bundle),
+     old=[version(old), str(old.path)], path=str(bundle.path), versions=str(bundle.versions_dir),
+     url=bundle.view_url_template())
 """
-    )
+    with ThreadPoolExecutor() as pool:
+        other, facts = pool.map(lambda arguments: run(code, *arguments), [["other"], []])
 
-    assert facts["before"] == {"a.py": "A"}
-    assert facts["after"] == {"a.py": "A", "team/b.py": "B"}
-    assert facts["old"] == [facts["first"], {"a.py": "A"}]
+    assert facts["before"] == [["a"], {}]
+    assert facts["after"] == [["a", "b"], {}]
     assert facts["second"] == dag_versions.head(files)
+    assert (other["first"], other["before"]) == (facts["first"], facts["before"])
     # Where Airflow removes versions that nobody has used for a while.
     assert facts["path"] == f"{facts['versions']}/{facts['second']}"
+    assert facts["old"] == [facts["first"], f"{facts['versions']}/{facts['first']}"]
+    left = {place.name for place in Path(facts["versions"]).iterdir() if not place.name.endswith(".lock")}
+    assert left == {facts["first"], facts["second"]}
+    assert facts["url"] is None
 
 
 def test_in_a_container_it_uses_what_is_on_disk_without_modal(
