@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 STARTUP_TIMEOUT = 600
 """Seconds for pulling the image and starting; separate from the time that an input may take."""
+TICK_SIZE = (0.125, 128)
+SCHEDULER_SIZE = (1.0, 1024)
+"""Cores and MiB."""
 TICK_TIMEOUT = 60
 TRIGGERS_TIMEOUT = math.ceil(SLICE_SECONDS) + MARGIN_SECONDS
 TRIGGERS_SCALEDOWN_WINDOW = 30
@@ -76,8 +79,8 @@ def build_app(config: EnvironmentConfig, env: str, *, image: modal.Image | None 
         "tick",
         secrets=[resources.secrets],
         schedule=modal.Period(seconds=config.scheduler.interval_seconds),
-        cpu=0.125,
-        memory=128,
+        cpu=TICK_SIZE[0],
+        memory=TICK_SIZE[1],
         scaledown_window=2,
         timeout=TICK_TIMEOUT,
     )
@@ -87,8 +90,8 @@ def build_app(config: EnvironmentConfig, env: str, *, image: modal.Image | None 
         "scheduler",
         secrets=deployment.base_secrets(config, resources),
         volumes=volumes,
-        cpu=1.0,
-        memory=1024,
+        cpu=SCHEDULER_SIZE[0],
+        memory=SCHEDULER_SIZE[1],
         # One container makes Modal's input queue the list of wishes (see wakeup).
         max_containers=1,
         scaledown_window=scheduler_scaledown_window(config.scheduler.interval_seconds),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ import click
 
 from airflow_provider_modal.cli import modal_access
 from airflow_provider_modal.cli.failures import interruptible
-from airflow_provider_modal.cli.options import env_flag, environment_command, json_option
+from airflow_provider_modal.cli.options import Age, env_flag, environment_command, json_option
 from airflow_provider_modal.cli.output import (
     note,
     print_json,
@@ -30,23 +29,6 @@ if TYPE_CHECKING:
 
 WHAT = ("logs", "xcom", "versions", "venvs")
 """Kinds of data (``retention.kinds`` has what they do)."""
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
-_AGE = re.compile(r"(\d+)([smhdw])")
-
-
-class Age(click.ParamType):
-    """A length of time such as ``30d``; its value is seconds."""
-
-    name = "age"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return the seconds."""
-        if isinstance(value, float):
-            return value
-        match = _AGE.fullmatch(str(value).strip())
-        if match is None:
-            self.fail(f"{value!r} is not a number with a unit, such as 30d, 12h or 0s", param, ctx)
-        return float(int(match[1]) * _UNITS[match[2]])
 
 
 class Kinds(click.ParamType):

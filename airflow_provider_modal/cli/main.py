@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from airflow_provider_modal import __version__
-from airflow_provider_modal.cli import clean, dags, doctor, environment, logs, runs, status, ui
+from airflow_provider_modal.cli import clean, costs, dags, doctor, environment, logs, runs, status, ui
 from airflow_provider_modal.cli.failures import ReportingGroup
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ cli.add_command(runs.runs)
 cli.add_command(status.status)
 cli.add_command(doctor.doctor)
 cli.add_command(logs.logs)
+cli.add_command(costs.costs)
 cli.add_command(ui.ui)
 cli.add_command(clean.clean)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -10,6 +11,9 @@ import click
 
 from airflow_provider_modal.airflow_settings import ENV_NAME
 from airflow_provider_modal.names import ResourceNames
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+_AGE = re.compile(r"(\d+)([smhdw])")
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -39,6 +43,21 @@ _debug_option = click.option("--debug", is_flag=True, expose_value=False, hidden
 def environment_command(command: Command) -> Command:
     """Give a command the option ``--env`` of every command that works on an environment."""
     return env_option(_debug_option(command))
+
+
+class Age(click.ParamType):
+    """A length of time such as ``30d``; its value is seconds."""
+
+    name = "age"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the seconds."""
+        if isinstance(value, float):
+            return value
+        match = _AGE.fullmatch(str(value).strip())
+        if match is None:
+            self.fail(f"{value!r} is not a number with a unit, such as 30d, 12h or 0s", param, ctx)
+        return float(int(match[1]) * _UNITS[match[2]])
 
 
 def env_flag(resources: ResourceNames) -> str:

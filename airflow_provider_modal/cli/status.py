@@ -19,6 +19,7 @@ from airflow_provider_modal.config import SchedulerConfig
 from airflow_provider_modal.names import ResourceNames
 
 if TYPE_CHECKING:
+    from airflow_provider_modal.deployment import Manifest
     from airflow_provider_modal.scheduler.history import Record
     from airflow_provider_modal.triggerer.health import Health
 
@@ -76,10 +77,7 @@ def scheduler_state(access: modal_access.Access) -> dict[str, Any]:
     from airflow_provider_modal.triggerer import health
 
     manifest = access.manifest
-    # Read by name: the environment may be of another release.
-    interval = manifest.settings.get("scheduler", {}).get(
-        "interval_seconds", SchedulerConfig.interval_seconds
-    )
+    interval = interval_of(manifest)
     state: modal.Dict = modal.Dict.from_name(access.resources.state_dict)
     records = history.read(state)
     tick = state.get(names.SLEEP_UNTIL_KEY) or {}
@@ -122,6 +120,13 @@ def scheduler_state(access: modal_access.Access) -> dict[str, Any]:
             for record in reversed(records)
         ],
     }
+
+
+def interval_of(manifest: Manifest) -> int:
+    """Return the seconds between two ticks of what is deployed."""
+    # Read by name: the environment may be of another release.
+    deployed = manifest.settings.get("scheduler", {}).get("interval_seconds")
+    return int(deployed or SchedulerConfig.interval_seconds)
 
 
 def _judged(

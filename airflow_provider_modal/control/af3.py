@@ -16,6 +16,7 @@ def warm_up() -> None:
     import airflow_provider_modal.control.pausing
     import airflow_provider_modal.control.retention
     import airflow_provider_modal.control.runs
+    import airflow_provider_modal.control.usage
     import airflow_provider_modal.control.xcoms  # noqa: F401
 
     if settings.engine is not None:

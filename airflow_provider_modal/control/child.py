@@ -32,6 +32,7 @@ _FUNCTIONS = {
     "dags.unpause": "pausing:unpause",
     "runs.list": "runs:list_runs",
     "runs.show": "runs:show",
+    "usage": "usage:usage",
     "xcom.get": "xcoms:get",
     "clean.judge": "retention:judge",
 }

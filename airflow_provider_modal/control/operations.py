@@ -85,6 +85,7 @@ OPERATIONS: dict[str, Callable[[Zygote, str, Mapping[str, Any]], Any]] = {
     "dags.unpause": _and_wake,
     "runs.list": run_in_child,
     "runs.show": run_in_child,
+    "usage": run_in_child,
     "xcom.get": run_in_child,
     "clean.judge": run_in_child,
 }

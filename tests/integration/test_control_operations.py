@@ -414,6 +414,19 @@ def test_run_is_shown_with_tries_and_reasons(children: AirflowChildren) -> None:
     [ended] = _ask(children, "runs.list", dag_id="first", states=["success"])["runs"]
     assert (ended["start"], ended["end"], ended["type"]) == (run["start"], run["end"], "manual")
     assert _ask(children, "runs.list", limit=1)["more"]
+    children.sql(
+        "UPDATE task_instance SET queue = 'gone', start_date = now() - interval '70 minutes',"
+        " end_date = now() - interval '50 minutes' WHERE task_id = 'hello' AND run_id = 'r1'"
+    )
+    children.sql("UPDATE task_instance SET start_date = NULL WHERE task_id <> 'hello'")
+    children.sql("UPDATE task_instance_history SET start_date = now() - interval '1 day', end_date = now()")
+    used = {row["task_id"]: row for row in _ask(children, "usage", seconds=3600.0, by="task")["usage"]}
+    assert {name: (row["dag_id"], row["tries"], round(row["seconds"], -2)) for name, row in used.items()} == {
+        "hello": ("first", 2, 1200),
+        "fails_once": ("first", 1, 3600),
+    }
+    assert {(row["cores"], row["mib"], row["gpu"]) for row in used.values()} == {(1, 2048, None)}
+    assert _ask(children, "usage", seconds=60.0, by="run")["usage"][0]["run_id"] == "r1"
     assert _refusal(children, "runs.list", dag_id="fist") == (
         "not_found",
         "DAG fist does not exist; did you mean first?",

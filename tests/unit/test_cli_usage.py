@@ -42,6 +42,7 @@ COMMANDS = commands(cli)
 def test_all_commands_are_there() -> None:
     assert {" ".join(path) for path, _ in COMMANDS} == {
         "clean",
+        "costs",
         "create",
         "destroy",
         "doctor",
@@ -111,6 +112,7 @@ def test_version() -> None:
         (["runs", "show", "--env", "dev", "x"], "RUN_ID"),
         (["runs", "list", "--env", "dev", "--state", "done"], "'success'"),
         (["runs", "list", "--env", "dev", "--limit", "0"], "--limit"),
+        (["costs", "--env", "dev", "--since", "7"], "such as 30d"),
         (["logs", "--env", "dev", "x", "y", "--try", "0"], "--try"),
         (["logs", "--env", "dev", "x", "y", "--map-index", "a"], "--map-index"),
     ],
