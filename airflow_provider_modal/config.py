@@ -4,6 +4,8 @@
 names the key, what was found and what is allowed. ``${VAR}`` in a value reads the caller's environment.
 
 Secret values (the database URL, ``airflow`` options) stay in this object and the environment's Secret.
+What stands below a field is its documentation, also for users: ``modalflow config example`` prints it.
+
 ``to_settings`` is what travels in the open, to the functions and onto the Volume: it has neither those nor
 what only the image's build needs, because ``image.pip`` and ``image.env`` may hold tokens.
 """
@@ -66,6 +68,7 @@ _OWNED_OPTIONS = {
     "logging.base_log_folder": "logs are kept on the environment's Volume",
     "dag_processor.dag_bundle_config_list": "DAGs live on the environment's Volume",
 }
+SECTIONS = ("database", "scheduler", "executor", "workers", "image", "ui", "airflow", "keys")
 _NOT_YET = {
     "xcom": "XComs are kept in the database so far; remove the section",
 }
@@ -73,40 +76,52 @@ _NOT_YET = {
 
 @dataclass(frozen=True)
 class SchedulerConfig:
-    """``scheduler``: how often to look and how long to work, in seconds; ``parse_memory`` in MiB."""
+    """``scheduler``: how often to look and how long to work."""
 
     interval_seconds: int = 60
+    """Seconds between two looks at whether anything is due that nobody announced, such as a schedule."""
     parse_timeout_seconds: float = 5
+    """Seconds that one DAG file may take to be parsed; then it has an import error."""
     parse_memory: int = 2048
+    """MiB that the process which parses a file may use."""
     max_run_seconds: float = 240
+    """Seconds that one scheduler run works at most before it hands over to the next."""
 
 
 @dataclass(frozen=True)
 class ExecutorConfig:
-    """``executor``: limits of the whole environment; times in seconds."""
+    """``executor``: limits of the whole environment."""
 
     parallelism: int = 16
+    """How many tasks run at a time; each holds a connection to the database."""
     task_timeout: float = 3600
+    """Seconds that a task may run, unless its profile or itself says otherwise."""
     execution_api: str = "in_process"
+    """How tasks reach Airflow; only in_process so far."""
     zombie_after_seconds: float = 300
+    """Seconds without a sign of life after which a running task counts as lost."""
 
 
 @dataclass(frozen=True)
 class WorkerProfile:
-    """``workers.{name}``: resources of one pool of task containers; a task chooses it by its ``queue``.
-
-    ``cpu`` in cores, ``memory`` in MiB (reserved, and the limit), ``timeout`` and ``scaledown_window`` in
-    seconds.
-    """
+    """``workers.{name}``: resources of one pool of task containers; a task chooses it by its ``queue``."""
 
     cpu: float = 1
+    """Cores that are reserved."""
     memory: int = 2048
+    """MiB: what is reserved, and the limit."""
     gpu: str | None = None
+    """Modal's name of a GPU, with a count if wanted: H100, T4:2."""
     timeout: float | None = None
+    """Seconds that a task may run; null: executor.task_timeout."""
     min_containers: int = 0
+    """Containers that are kept warm, and paid for, all the time."""
     max_containers: int | None = None
+    """Containers at a time; null: no limit but executor.parallelism."""
     scaledown_window: int = 60
+    """Seconds for which an idle container waits for the next task."""
     secrets: tuple[str, ...] = ()
+    """Names of Modal Secrets that its tasks get as environment variables."""
 
 
 @dataclass(frozen=True)
@@ -114,10 +129,15 @@ class ImageConfig:
     """``image``: what the containers run in; ``base`` defaults to Airflow's image of the local versions."""
 
     base: str | None = None
+    """An image with Airflow; null: Airflow's own, of the versions that are installed here."""
     apt: tuple[str, ...] = ()
+    """Packages of the Linux distribution."""
     pip: tuple[str, ...] = ()
+    """Python packages, such as [pandas==2.2.3]."""
     env: Mapping[str, str] = field(default_factory=dict)
+    """Environment variables; not for secrets."""
     secrets: tuple[str, ...] = ()
+    """Names of Modal Secrets that all containers get as environment variables."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +146,9 @@ class UiUser:
     simple auth manager)."""
 
     password: str = field(default="", repr=False)
+    """What to log in with; such as ${ALICE_PASSWORD}."""
     role: str = "admin"
+    """viewer, user, op or admin."""
 
 
 @dataclass(frozen=True)
@@ -191,8 +213,7 @@ def parse(data: Any, *, source: str, environ: Mapping[str, str]) -> EnvironmentC
     if not isinstance(data, Mapping):
         raise ConfigError(f"{source}: expected sections such as 'database:', found {kind(data)}")
     reader = Reader(source, environ)
-    sections = ["database", "scheduler", "executor", "workers", "image", "ui", "airflow", "keys"]
-    reader.known_keys("", data, [*sections, *_NOT_YET])
+    reader.known_keys("", data, [*SECTIONS, *_NOT_YET])
     for section, why in _NOT_YET.items():
         if section in data:
             raise ConfigError(f"{source}: {section} is not available yet: {why}")

@@ -13,7 +13,18 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from airflow_provider_modal import __version__
-from airflow_provider_modal.cli import clean, costs, dags, doctor, environment, logs, runs, status, ui
+from airflow_provider_modal.cli import (
+    clean,
+    config_file,
+    costs,
+    dags,
+    doctor,
+    environment,
+    logs,
+    runs,
+    status,
+    ui,
+)
 from airflow_provider_modal.cli.failures import ReportingGroup
 
 if TYPE_CHECKING:
@@ -29,7 +40,8 @@ def cli(debug: bool) -> None:
     \b
     First steps:
       modal token new                                       once: an account at modal.com
-      modalflow create --env dev --config config.yaml       needs a PostgreSQL database, see create --help
+      modalflow config example > config.yaml                needs a PostgreSQL database, see create --help
+      modalflow create --env dev --config config.yaml
       modalflow dags create --env dev --file my_dag.py
       modalflow dags trigger --env dev my_dag --wait
       modalflow logs --env dev my_dag RUN_ID
@@ -42,6 +54,7 @@ def cli(debug: bool) -> None:
     """
 
 
+cli.add_command(config_file.config)
 cli.add_command(environment.create)
 cli.add_command(environment.destroy)
 cli.add_command(dags.dags)

@@ -37,12 +37,13 @@ env_option = click.option(
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document on stdout (errors as well)."
 )
-_debug_option = click.option("--debug", is_flag=True, expose_value=False, hidden=True)
+debug_option = click.option("--debug", is_flag=True, expose_value=False, hidden=True)
+"""``--debug``, also behind a command; read by ``failures``."""
 
 
 def environment_command(command: Command) -> Command:
     """Give a command the option ``--env`` of every command that works on an environment."""
-    return env_option(_debug_option(command))
+    return env_option(debug_option(command))
 
 
 class Age(click.ParamType):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import click
@@ -42,6 +43,8 @@ COMMANDS = commands(cli)
 def test_all_commands_are_there() -> None:
     assert {" ".join(path) for path, _ in COMMANDS} == {
         "clean",
+        "config check",
+        "config example",
         "costs",
         "create",
         "destroy",
@@ -70,7 +73,7 @@ def test_every_help_shows_an_example_that_is_correct(path: tuple[str, ...], comm
     examples = [line.strip() for line in result.stdout.splitlines() if line.strip().startswith("modalflow ")]
     assert examples
     for example in examples:
-        words = example.split("|")[0].split("#")[0].replace('\'{"day": "2025-01-01"}\'', "{}").split()
+        words = re.split("[|>]", example)[0].split("#")[0].replace('\'{"day": "2025-01-01"}\'', "{}").split()
         assert tuple(words[1 : 1 + len(path)]) == path
         command.make_context("modalflow", words[1 + len(path) :], resilient_parsing=False)
 
@@ -113,6 +116,8 @@ def test_version() -> None:
         (["runs", "list", "--env", "dev", "--state", "done"], "'success'"),
         (["runs", "list", "--env", "dev", "--limit", "0"], "--limit"),
         (["costs", "--env", "dev", "--since", "7"], "such as 30d"),
+        (["config", "check"], "FILE"),
+        (["config", "check", "nothing.yaml"], "nothing.yaml does not exist"),
         (["logs", "--env", "dev", "x", "y", "--try", "0"], "--try"),
         (["logs", "--env", "dev", "x", "y", "--map-index", "a"], "--map-index"),
     ],
@@ -166,12 +171,11 @@ def test_a_wrong_configuration_is_told_without_calling_modal(
 ) -> None:
     path = tmp_path / "config.yaml"
     path.write_bytes(content)
-    result = modalflow(
-        "create", "--env", "dev", "--config", str(path), env={"MODAL_SERVER_URL": "http://x:1"}
-    )
-    assert result.exit_code == 2
-    assert says in result.stderr
-    assert len(result.stderr.splitlines()) <= 2
+    for command in (["create", "--env", "dev", "--config"], ["config", "check"]):
+        result = modalflow(*command, str(path), env={"MODAL_SERVER_URL": "http://x:1"})
+        assert result.exit_code == 2
+        assert says in result.stderr
+        assert len(result.stderr.splitlines()) <= 2
 
 
 class Odd(Exception):
