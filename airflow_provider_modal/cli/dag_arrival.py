@@ -40,20 +40,20 @@ def when_parsed(access: Access, ask: Callable[[], T], seconds: float = PARSED_SE
         while True:
             late = time.monotonic() >= ends
             # Before it is asked again: what was parsed by now, it finds.
-            listed = access.control.call("dags.list")
-            settled = _all_parsed(access, listed)
+            settled = _all_parsed(access, access.control.call("dags.parsed")["parsed_version"])
             try:
                 return ask()
             except NotFoundError as error:
                 if settled or late:
+                    listed = access.control.call("dags.list")
                     raise NotFoundError(_explained(access, error, listed, settled)) from None
             time.sleep(_PAUSE)
 
 
-def _all_parsed(access: Access, listed: Mapping[str, Any]) -> bool:
+def _all_parsed(access: Access, parsed_version: str | None) -> bool:
     held = dag_versions.current(access.files)
     # Nothing can come out of a folder without files, whether it was parsed or not.
-    return held is not None and held in (listed["parsed_version"], dag_versions.DagVersion.of({}).digest)
+    return held is not None and held in (parsed_version, dag_versions.DagVersion.of({}).digest)
 
 
 def _explained(access: Access, error: NotFoundError, listed: Mapping[str, Any], settled: bool) -> str:

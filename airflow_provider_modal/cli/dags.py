@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,7 +18,7 @@ from airflow_provider_modal.cli.options import env_flag, environment_command, js
 from airflow_provider_modal.cli.output import note, print_json, print_table, print_text, table, waiting
 from airflow_provider_modal.cli.waking import wake
 from airflow_provider_modal.config import SchedulerConfig
-from airflow_provider_modal.errors import ConfigError, NotFoundError
+from airflow_provider_modal.errors import ERRORS_BY_KIND, ConfigError, ModalflowError, NotFoundError, kind_of
 from airflow_provider_modal.names import ResourceNames
 
 if TYPE_CHECKING:
@@ -233,22 +233,46 @@ def trigger(
 
     triggered = dag_arrival.when_parsed(access, started)
     if wait:
-        _wait(access, dag_id, triggered["run_id"], timeout, as_json)
+        _wait(access, dag_id, triggered, timeout, as_json)
     elif as_json:
         print_json({"dag_id": dag_id, "run_id": triggered["run_id"], "created": triggered["created"]})
     else:
         print_text(triggered["run_id"])
         what = "Started" if triggered["created"] else "It was started before"
         note(f"{what}; to see it: modalflow runs show{env_flag(resources)} {dag_id} {triggered['run_id']}")
+        if triggered["paused"]:
+            unpause = f"modalflow dags unpause{env_flag(resources)} {dag_id}"
+            note(f"DAG {dag_id} is paused, and so is its run; to let it go on: {unpause}")
 
 
-def _wait(access: Access, dag_id: str, run_id: str, timeout: float | None, as_json: bool) -> None:
+def _wait(
+    access: Access, dag_id: str, triggered: Mapping[str, Any], timeout: float | None, as_json: bool
+) -> None:
     """Follow a run and end with its result; a run that did not succeed is exit code 1."""
-    from airflow_provider_modal.cli.run_view import UNSUCCESSFUL, follow, task_name, view
+    from airflow_provider_modal.cli.run_view import FINISHED, UNSUCCESSFUL, follow, task_name, view
+    from airflow_provider_modal.control.client import ANSWER_SECONDS, ControlClient
 
+    run_id = triggered["run_id"]
     flag = env_flag(access.resources)
-    with interruptible(f"the run goes on; to see it: modalflow runs show{flag} {dag_id} {run_id}"):
-        run = follow(lambda: access.control.call("runs.show", dag_id=dag_id, run_id=run_id), timeout)
+    goes_on = f"the run goes on; to see it: modalflow runs show{flag} {dag_id} {run_id}"
+
+    def fetch(seconds: float) -> Any:
+        control = ControlClient(access.resources, timeout=seconds)
+        return control.call("runs.show", dag_id=dag_id, run_id=run_id)
+
+    if triggered["paused"] and fetch(ANSWER_SECONDS)["state"] not in FINISHED:
+        # Airflow's scheduler leaves its runs alone: there may be nothing to wait for, for ever.
+        raise ModalflowError(
+            f"DAG {dag_id} is paused, and so is run {run_id}. To let it go on: modalflow dags unpause{flag} "
+            f"{dag_id}; to wait for it then: modalflow dags trigger{flag} {dag_id} --run-id {run_id} --wait"
+        )
+    with interruptible(goes_on):
+        try:
+            run = follow(fetch, timeout)
+        except NotFoundError:
+            raise
+        except ModalflowError as error:
+            raise ERRORS_BY_KIND[kind_of(error)](f"{error}\n{goes_on}") from error
     if as_json:
         print_json(run)
     else:

@@ -1,7 +1,7 @@
 """Is Modal there, and is the environment?
 
-The SDK tries for about a minute to reach a server that is away. Commands ask here first, and tell it within
-seconds.
+The SDK tries for about a minute to reach a server that is away. Commands ask here first, tell it within
+seconds, and give up well before that.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from airflow_provider_modal.cli.output import note
 from airflow_provider_modal.errors import ConfigError, ModalflowError, NotFoundError, UnreachableError
 
 if TYPE_CHECKING:
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
     from airflow_provider_modal.names import ResourceNames
     from airflow_provider_modal.volume.files import VolumeFiles
 
-PROBE_SECONDS = 3.5
-"""With the imports before it, a person is told within five seconds."""
+NOTE_SECONDS = 3.5
+"""With the imports before it, a person is told within five seconds that Modal does not answer yet."""
+PROBE_SECONDS = 15.0
+"""A VPN, a proxy or a loaded machine may take more than a few seconds for a first connection."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,10 @@ def probe(timeout: float = PROBE_SECONDS) -> None:
     # the process.
     thread = threading.Thread(target=hello, name="modal-probe", daemon=True)
     thread.start()
-    thread.join(timeout)
+    thread.join(min(NOTE_SECONDS, timeout))
+    if thread.is_alive() and timeout > NOTE_SECONDS:
+        note(f"Modal has not answered so far; waiting for {timeout - NOTE_SECONDS:g} s more ...")
+        thread.join(timeout - NOTE_SECONDS)
     where = f"Modal does not answer at {config['server_url']}"
     if not outcome:
         raise UnreachableError(

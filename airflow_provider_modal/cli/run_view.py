@@ -13,6 +13,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_modal.cli.output import note, seconds, table
+from airflow_provider_modal.control.client import ANSWER_SECONDS
 from airflow_provider_modal.errors import ModalflowError, UnreachableError
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ FINISHED = ("success", "failed")
 """Final states of a DAG run."""
 UNSUCCESSFUL = ("failed", "upstream_failed")
 POLL_SECONDS = 1.0
+MOST_POLL_SECONDS = 10.0
+"""Every question keeps a container and the database awake: the longer a run takes, the rarer they get."""
+_LEAST_ANSWER_SECONDS = 5.0
 PATIENCE_SECONDS = 120.0
 """For how long Modal may be away while a run is followed."""
 
@@ -98,22 +102,27 @@ def view(run: Run) -> RenderableType:
     return Group(title, table(columns, [row[: len(columns)] for row in rows]))
 
 
-def follow(fetch: Callable[[], Run], timeout: float | None) -> Run:
+def pause(elapsed: float) -> float:
+    """Return how many seconds to wait until the next question about a run that is followed for so long."""
+    return min(max(POLL_SECONDS, elapsed / 20), MOST_POLL_SECONDS)
+
+
+def follow(fetch: Callable[[float], Run], timeout: float | None) -> Run:
     """Show a run on stderr until it ends, and return it.
 
     On a terminal a table that is kept up to date, else a line per change.
 
-    :param fetch: returns the run as it is now.
+    :param fetch: returns the run as it is now; given how many seconds it may take.
     :param timeout: seconds to wait at most.
     :raises ModalflowError: it has not ended in time.
     :raises UnreachableError: Modal or the database was away for longer than ``PATIENCE_SECONDS``.
     """
-    deadline = None if timeout is None else time.monotonic() + timeout
-    answered = time.monotonic()
+    began = answered = time.monotonic()
+    deadline = float("inf") if timeout is None else began + timeout
     with _display() as show:
         while True:
             try:
-                run = fetch()
+                run = fetch(min(max(deadline - time.monotonic(), _LEAST_ANSWER_SECONDS), ANSWER_SECONDS))
             except UnreachableError as error:
                 if time.monotonic() - answered > PATIENCE_SECONDS:
                     raise
@@ -123,11 +132,12 @@ def follow(fetch: Callable[[], Run], timeout: float | None) -> Run:
                 show(run)
                 if run["state"] in FINISHED:
                     return run
-            if deadline is not None and time.monotonic() + POLL_SECONDS > deadline:
+            if time.monotonic() + POLL_SECONDS > deadline:
                 raise ModalflowError(
                     f"the run has not ended within {timeout:g} s; it goes on without this command"
                 )
-            time.sleep(POLL_SECONDS)
+            now = time.monotonic()
+            time.sleep(max(min(pause(now - began), deadline - POLL_SECONDS - now), 0.0))
 
 
 @contextmanager

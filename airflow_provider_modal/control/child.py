@@ -27,6 +27,7 @@ _FUNCTIONS = {
     "migrate": "database:migrate",
     "drop_schema": "database:drop_schema",
     "dags.list": "dags:list_dags",
+    "dags.parsed": "dags:parsed",
     "dags.trigger": "dags:trigger",
     "dags.pause": "pausing:pause",
     "dags.unpause": "pausing:unpause",

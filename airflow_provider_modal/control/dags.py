@@ -16,9 +16,9 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from airflow_provider_modal import names
-from airflow_provider_modal.control import dag_code
+from airflow_provider_modal.control import dag_code, times
 from airflow_provider_modal.control.hints import did_you_mean
-from airflow_provider_modal.control.times import iso, parsed
+from airflow_provider_modal.control.times import iso
 from airflow_provider_modal.errors import ConfigError, ModalflowError, NotFoundError
 
 
@@ -45,14 +45,18 @@ def list_dags() -> dict[str, Any]:
                 }
                 for dag in dags
             ],
-            "parsed_version": session.scalar(
-                select(DagBundleModel.version).where(DagBundleModel.name == names.BUNDLE_NAME)
-            ),
+            "parsed_version": _parsed_version(session),
             "import_errors": [
                 {"file": error.filename, "error": error.stacktrace, "at": iso(error.timestamp)}
                 for error in errors
             ],
         }
+
+
+def parsed() -> dict[str, Any]:
+    """Return ``parsed_version`` alone: what somebody asks for who waits for a DAG file to be parsed."""
+    with create_session() as session:
+        return {"parsed_version": _parsed_version(session)}
 
 
 def trigger(
@@ -61,32 +65,46 @@ def trigger(
     """Create a manual run; nothing happens if the DAG has a run of this id.
 
     :param logical_date: ISO 8601; None for a run without one.
-    :return: ``run_id``, and ``created``: whether it is new.
+    :return: ``run_id``, ``created``: whether it is new, and ``paused``: whether the DAG is, so that its runs
+        stay as they are until it is unpaused.
     :raises NotFoundError: there is no such DAG, or its file is gone.
     :raises ConfigError: run id, configuration or date are not allowed.
     :raises ModalflowError: the DAG can't be run.
     """
     with create_session() as session:
         if _exists(session, dag_id, run_id):
-            return {"run_id": run_id, "created": False}
+            return _triggered(session, dag_id, run_id, created=False)
         _require(session, dag_id)
     try:
         _trigger(
             dag_id=dag_id,
             run_id=run_id,
             conf=conf or {},
-            logical_date=None if logical_date is None else parsed(logical_date),
+            logical_date=None if logical_date is None else times.parsed(logical_date),
             triggered_by=DagRunTriggeredByType.CLI,
         )
     except DagRunAlreadyExists as error:
         with create_session() as session:
             if _exists(session, dag_id, run_id):
                 # Somebody else, or an earlier delivery of this call, was faster.
-                return {"run_id": run_id, "created": False}
+                return _triggered(session, dag_id, run_id, created=False)
         raise ModalflowError(f"DAG {dag_id} can't be started: {error}") from None
     except (ParamValidationError, ValueError) as error:
         raise ConfigError(f"DAG {dag_id} can't be started like this: {error}") from None
-    return {"run_id": run_id, "created": True}
+    with create_session() as session:
+        return _triggered(session, dag_id, run_id, created=True)
+
+
+def _triggered(session: Session, dag_id: str, run_id: str, *, created: bool) -> dict[str, Any]:
+    paused = session.scalar(select(DagModel.is_paused).where(DagModel.dag_id == dag_id))
+    return {"run_id": run_id, "created": created, "paused": bool(paused)}
+
+
+def _parsed_version(session: Session) -> str | None:
+    version: str | None = session.scalar(
+        select(DagBundleModel.version).where(DagBundleModel.name == names.BUNDLE_NAME)
+    )
+    return version
 
 
 def _trigger(**arguments: Any) -> None:
@@ -108,14 +126,13 @@ def _exists(session: Session, dag_id: str, run_id: str) -> bool:
 
 def _require(session: Session, dag_id: str) -> None:
     """Check that the DAG is there and its file is in order."""
-    known = {dag.dag_id: dag for dag in session.scalars(select(DagModel))}
-    dag = known.get(dag_id)
+    dag = session.get(DagModel, dag_id)
     if dag is not None and dag.has_import_errors:
         raise ModalflowError(
             f"DAG {dag_id} can't be started: its file {dag.relative_fileloc} has an import error; to see it: "
             "modalflow dags list"
         )
     if dag is None or dag.is_stale:
-        active = [name for name, model in known.items() if not model.is_stale]
+        active = session.scalars(select(DagModel.dag_id).where(~DagModel.is_stale)).all()
         what = "does not exist" if dag is None else "is in no DAG file any more"
         raise NotFoundError(f"DAG {dag_id} {what}{did_you_mean(dag_id, active)}")

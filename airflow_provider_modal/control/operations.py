@@ -80,6 +80,7 @@ OPERATIONS: dict[str, Callable[[Zygote, str, Mapping[str, Any]], Any]] = {
     "release_database": provisioning.release_database,
     "examine": examination.examine,
     "dags.list": run_in_child,
+    "dags.parsed": run_in_child,
     "dags.trigger": _and_wake,
     "dags.pause": run_in_child,
     "dags.unpause": _and_wake,

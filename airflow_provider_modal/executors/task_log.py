@@ -128,7 +128,7 @@ class TaskLogs:
             return self._in_time(lambda: self._read(key, call_id), timeout)
         except Exception as error:
             told, _ = self._unreadable(key, error)
-            return Answer([f"{told}. The task is not affected by that."], [])
+            return Answer([f"{'; '.join(told)}. The task is not affected by that."], [])
 
     def _in_time(self, work: Callable[[], T], timeout: float, patience: float | None = None) -> T:
         """Return what ``work`` returns on a thread of its own, which is abandoned after ``timeout``.

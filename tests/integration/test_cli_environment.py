@@ -220,6 +220,12 @@ def test_a_run_is_followed_until_somebody_interrupts(environment: Environment) -
     assert environment.json("runs", "show", "slow", "r")["state"] in ("queued", "running")
     late = environment.run("dags", "trigger", "slow", "--run-id", "r", "--wait", "--timeout", "1", code=1)
     assert "has not ended within 1 s" in late.stderr
+    assert "the run goes on; to see it: modalflow runs show slow r" in late.stderr
+    environment.run("dags", "pause", "slow")
+    paused = environment.run("dags", "trigger", "slow", "--run-id", "r", "--wait", code=1)
+    assert "DAG slow is paused, and so is run r. To let it go on: modalflow dags unpause" in paused.stderr
+    noted = environment.run("dags", "trigger", "slow", "--run-id", "r")
+    assert "to let it go on: modalflow dags unpause" in noted.stderr
 
 
 def test_a_dag_whose_file_has_an_import_error_is_waited_for_and_told(environment: Environment) -> None:

@@ -309,6 +309,7 @@ def test_dags_are_listed_with_errors(children: AirflowChildren) -> None:
     assert (dag["dag_id"], dag["file"], dag["paused"], dag["stale"]) == ("first", "a/first.py", False, False)
     assert dag["last_parsed"].endswith("Z")
     assert children.sql("SELECT version FROM dag_bundle") == [(listed["parsed_version"],)]
+    assert _ask(children, "dags.parsed") == {"parsed_version": listed["parsed_version"]}
     [error] = listed["import_errors"]
     assert error["file"] == "bad.py"
     assert "ZeroDivisionError" in error["error"]
@@ -321,8 +322,11 @@ def test_trigger_is_idempotent_and_checks_what_it_is_given(children: AirflowChil
         return children.outcome("airflow_provider_modal.control.child:run", op="dags.trigger", args=args)
 
     arguments = {"dag_id": "report_daily", "run_id": "r1", "conf": {"day": 3}}
-    assert child(**arguments).result == {"run_id": "r1", "created": True}
-    assert child(**arguments).result == {"run_id": "r1", "created": False}
+    assert child(**arguments).result == {"run_id": "r1", "created": True, "paused": False}
+    assert child(**arguments).result == {"run_id": "r1", "created": False, "paused": False}
+    children.sql("UPDATE dag SET is_paused = true")
+    assert child(**arguments).result == {"run_id": "r1", "created": False, "paused": True}
+    children.sql("UPDATE dag SET is_paused = false")
     assert children.sql("SELECT conf, triggered_by FROM dag_run") == [({"day": 3}, "CLI")]
     assert child(dag_id="report_daily", run_id="r2", logical_date="2025-01-01T00:00:00Z").result["created"]
     again = child(dag_id="report_daily", run_id="r3", logical_date="2025-01-01T00:00:00Z")

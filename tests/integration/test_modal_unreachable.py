@@ -56,9 +56,13 @@ patiently("claim the dispatch", lambda: modal.Dict.from_name("d").put("k", 1), d
     "command line": (
         """
 from airflow_provider_modal.cli import modal_access
-modal_access.probe(2.0)
+modal_access.NOTE_SECONDS = 0.5
+try:
+    modal_access.probe(2.0)
+except Exception as error:
+    print(error)
 """,
-        "Modal does not answer at http://127.0.0.1",
+        "Modal has not answered so far; waiting for 1.5 s more ...\nModal does not answer at http://127.0.0.1",
     ),
     "executor": (
         """
@@ -81,7 +85,8 @@ from airflow_provider_modal.executors.task_log import TaskLogs
 answer = TaskLogs(names.ResourceNames("e")).read(wire.TaskKey("d", "t", "r", 1), "fc-1", timeout=2)
 print(answer.lines, *answer.sources)
 """,
-        "TimeoutError\n" * 7 + "[] The log can't be read at the moment: Modal has not answered within 2 s",
+        "TimeoutError\n" * 7
+        + "[] The log can't be read at the moment: Modal has not answered in time. The task",
     ),
 }
 

@@ -149,6 +149,16 @@ def test_a_lost_lock_is_noticed_at_once(fresh_database: str, monkeypatch: pytest
     lock.release()
 
 
+def test_a_loss_that_another_thread_has_found_is_told_by_the_watch(fresh_database: str) -> None:
+    lost = threading.Event()
+    lock = _held(fresh_database)
+    lock.connection.close()
+    with lock.watch(lost.set):
+        assert lost.wait(30)
+    assert lock.lost
+    lock.release()
+
+
 def test_a_lock_given_away_behind_our_back_is_noticed(fresh_database: str) -> None:
     lock = _held(fresh_database)
     with lock.connection.cursor() as cursor:

@@ -140,7 +140,7 @@ def test_each_change_is_told_once(
         ]
     )
 
-    def fetch() -> run_view.Run:
+    def fetch(seconds: float) -> run_view.Run:
         answer = next(answers)
         if isinstance(answer, UnreachableError):
             raise answer
@@ -161,14 +161,29 @@ def test_each_change_is_told_once(
 
 def test_waiting_has_a_limit() -> None:
     with pytest.raises(ModalflowError, match=r"not ended within 0\.1 s; it goes on"):
-        run_view.follow(lambda: run_of("running"), timeout=0.1)
+        run_view.follow(lambda seconds: run_of("running"), timeout=0.1)
+
+
+def test_a_run_that_takes_long_is_asked_for_more_rarely() -> None:
+    assert [run_view.pause(elapsed) for elapsed in (0, 20, 100, 200, 1e5)] == [1, 1, 5, 10, 10]
+    asked: list[float] = []
+
+    def fetch(seconds: float) -> run_view.Run:
+        asked.append(seconds)
+        return run_of("success")
+
+    run_view.follow(fetch, timeout=None)
+    run_view.follow(fetch, timeout=60)
+    run_view.follow(fetch, timeout=1)
+    assert (asked[0], asked[2]) == (300, 5)
+    assert 5 <= asked[1] <= 60
 
 
 def test_patience_with_a_modal_that_is_away_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_view, "POLL_SECONDS", 0.0)
     monkeypatch.setattr(run_view, "PATIENCE_SECONDS", 0.05)
 
-    def fetch() -> run_view.Run:
+    def fetch(seconds: float) -> run_view.Run:
         raise UnreachableError("away")
 
     with pytest.raises(UnreachableError):
