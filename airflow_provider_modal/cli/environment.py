@@ -12,13 +12,18 @@ from airflow_provider_modal import config as configuration
 from airflow_provider_modal.cli import checks, modal_access
 from airflow_provider_modal.cli.failures import interruptible
 from airflow_provider_modal.cli.options import env_flag, environment_command, json_option
-from airflow_provider_modal.cli.output import Steps, note, print_json, print_text
+from airflow_provider_modal.cli.output import Steps, note, print_json, print_text, waiting
 from airflow_provider_modal.errors import ConfigError
 from airflow_provider_modal.names import ResourceNames
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from airflow_provider_modal.config import EnvironmentConfig
     from airflow_provider_modal.provision import CreateSummary
+    from airflow_provider_modal.provision_plan import Plan
+
+_MARKS = {"create": ("+", "green"), "update": ("~", "yellow"), "keep": ("=", "bright_black")}
 
 
 @click.command()
@@ -35,9 +40,12 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Take a database that holds another Airflow's tables, and migrate them; stop that Airflow first.",
 )
+@click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing.")
 @json_option
 @environment_command
-def create(resources: ResourceNames, as_json: bool, config_path: Path, take_database: bool) -> None:
+def create(
+    resources: ResourceNames, as_json: bool, config_path: Path, take_database: bool, dry_run: bool
+) -> None:
     """Create an environment on Modal, or bring one up to date.
 
     Makes the Secrets, the Volume and the App with its functions, and Airflow's tables in your database.
@@ -50,7 +58,8 @@ def create(resources: ResourceNames, as_json: bool, config_path: Path, take_data
         connection_string: ${DATABASE_URL}    # postgresql://user:password@host:5432/airflow
 
     \b
-    Example:
+    Examples:
+      modalflow create --env dev --config config.yaml --dry-run
       modalflow create --env dev --config config.yaml
 
     Needs a Modal token (modal token new) and a PostgreSQL 13+ database that Modal's containers can reach.
@@ -59,7 +68,16 @@ def create(resources: ResourceNames, as_json: bool, config_path: Path, take_data
     modal_access.probe()
 
     from airflow_provider_modal import provision
+    from airflow_provider_modal.provision_plan import plan
 
+    with waiting("looking at what there is"):
+        planned = plan(config, resources.env)
+    if dry_run and as_json:
+        print_json({**asdict(planned), "dry_run": True})
+        return
+    _show_plan(planned, print_text if dry_run else note)
+    if dry_run:
+        return
     summary = provision.CreateSummary(resources.env)
     again = f"modalflow create{env_flag(resources)} --config {config_path}"
     try:
@@ -135,6 +153,20 @@ def destroy(resources: ResourceNames, as_json: bool, yes: bool, keep_volume: boo
         print_json({"env": resources.env, "steps": done})
     else:
         print_text(f"Environment {resources.env} is removed.")
+
+
+def _show_plan(planned: Plan, tell: Callable[[str], None]) -> None:
+    tell(f"Plan for environment {planned.env}:")
+    for step in planned.steps:
+        mark, colour = _MARKS[step["action"]]
+        tell(f"  {click.style(mark, fg=colour)} {step['action']} {step['step']}: {step['detail']}")
+    if planned.changes:
+        tell("What is otherwise than deployed:")
+    for change in planned.changes:
+        deployed, now = (
+            "nothing" if change[when] is None else str(change[when]) for when in ("deployed", "now")
+        )
+        tell(f"  {change['what']}: {deployed} -> {now}")
 
 
 def _warnings(config: EnvironmentConfig, summary: CreateSummary) -> list[str]:

@@ -103,6 +103,7 @@ def environment(
 def test_create_tells_what_it_does_and_the_key_once(environment: Environment) -> None:
     first, again = environment.first, environment.json("create", "--config", str(environment.config))
     assert "Fernet key" in first.stderr
+    assert "+ create volume: airflow-vol-" in first.stderr
     assert "volume created" in first.stderr
     assert f"Environment {environment.name} is ready" in first.stdout
     assert "modalflow dags create --file" in first.stdout
@@ -136,6 +137,20 @@ def test_more_tasks_than_connections_are_warned_of(environment: Environment) -> 
     created = environment.run("create", "--config", config)
     assert "Warning: executor.parallelism is 5000" in created.stderr
     assert "max_connections" in created.stderr
+
+
+def test_a_dry_run_tells_what_it_would_do_and_does_nothing(environment: Environment) -> None:
+    config = environment.write("dry.yaml", environment.config.read_text() + "workers: {big: {cpu: 8}}\n")
+    there = environment.json("create", "--config", config, "--dry-run")
+    assert {step["step"]: step["action"] for step in there["steps"]} == {
+        **dict.fromkeys(("image", "secrets", "app", "schema"), "update"),
+        **dict.fromkeys(("volume", "state", "database"), "keep"),
+    }
+    assert {"what": "workers.big.cpu", "deployed": None, "now": 8} in there["changes"]
+    absent = environment.run("create", "--config", config, "--dry-run", "--env", "absent")
+    assert "+ create volume: airflow-vol-absent" in absent.stdout
+    assert "big (8 cores, 2048 MiB)" in absent.stdout
+    assert environment.json("destroy", "--env", "absent", "--yes", code=3)["error"]["kind"] == "not_found"
 
 
 def test_the_life_of_a_dag_file(environment: Environment) -> None:
