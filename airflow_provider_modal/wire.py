@@ -69,6 +69,7 @@ class TaskCall:
     :param memory: MiB at which the container is killed, where the task asked for a limit of its own.
     :param log_lines: how many last lines of the task's log the reason of a failure ends with.
     :param wakes_scheduler: the end of this task must wake a serverless scheduler.
+    :param lost_after: seconds without a renewal after which a started claim is a lost container's.
     :param queued_at: when the executor took the workload, seconds since the epoch.
     """
 
@@ -85,6 +86,7 @@ class TaskCall:
     memory: int | None = None
     log_lines: int = 0
     wakes_scheduler: bool = True
+    lost_after: float = 30.0
     queued_at: float = field(default_factory=time.time)
 
     def to_wire(self) -> dict[str, Any]:

@@ -127,7 +127,12 @@ class ModalExecutor(Airflow3Executor):
         from airflow_provider_modal.executors.waiting import Waiting
 
         self._dispatcher = dispatcher
-        self._slot_drift = SlotDrift(self.job_id, self._metrics, options.silent_after)
+        self._slot_drift = SlotDrift(
+            self.job_id,
+            lambda: {*self.running, *chain(*self.waiting_workloads())},
+            self._metrics,
+            options.silent_after,
+        )
         self._cancellations = Cancellations(self._task_events, options.environment or "")
         self._telling = Telling(self._task_events, self._metrics, dispatcher.explain)
         self._silence = Silence(
@@ -181,6 +186,8 @@ class ModalExecutor(Airflow3Executor):
             self._outcomes.apply(self._dispatcher.drain())
             self._task_events.close(max(flush, EVENTS_END))
             self._send_metrics()
+        if self._slot_drift is not None:
+            self._slot_drift.close()
 
     # For a bounded scheduler.
 
@@ -295,7 +302,7 @@ class ModalExecutor(Airflow3Executor):
         self._outcomes.apply(news)
         self._telling.took(len(news), len(self.ledger))
         self._silence.look()
-        self._slot_drift.look(lambda: {*self.running, *chain(*self.waiting_workloads())})
+        self._slot_drift.look()
         self._send_metrics()
 
     def _send_metrics(self) -> None:

@@ -35,6 +35,8 @@ class Options:
     :param silent_after: after how long without any sign of a dispatch Modal is asked about it.
     :param start_timeout: for how long containers may end before they take the call that waits for them.
     :param capacity_timeout: how long a call may wait at Modal for a container to be had.
+    :param container_lost_after: how long a container that runs a task may give no sign of life before another
+        one that gets the same call takes it to be lost.
     """
 
     environment: str | None = None
@@ -47,6 +49,7 @@ class Options:
     silent_after: float = 60.0
     start_timeout: float = 120.0
     capacity_timeout: float = 43200.0
+    container_lost_after: float = 30.0
 
     @classmethod
     def read(cls, configuration: Configuration) -> Options:

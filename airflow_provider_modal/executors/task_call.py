@@ -47,6 +47,7 @@ def submission(
         memory=wanted.function.memory[1] if wanted.function.memory else None,
         log_lines=wanted.log_lines,
         wakes_scheduler=options.serverless,
+        lost_after=options.container_lost_after,
     )
     return Submission(call, function, options.submit_deadline, function_options)
 

@@ -43,14 +43,13 @@ log = logging.getLogger(__name__)
 RERUN = "executor_config={'modal': {'on_container_loss': 'rerun'}}"
 MAX_DELIVERIES = 3
 """How often a dispatch whose containers keep dying is run with ``on_container_loss: rerun``."""
-BEAT_SECONDS = 5.0
-"""How often a running delivery renews its claim."""
-_BEAT_DEADLINE = 4.0
-"""Seconds for one renewal, less than ``BEAT_SECONDS``: the next one comes in time, whatever became of it."""
-LOST_SECONDS = 6 * BEAT_SECONDS
-"""A started claim that did not change for so long is a lost container's. One renewal that fails makes a gap
-of two beats; this is three times as long."""
+BEATS_UNTIL_LOST = 6
+"""A started claim that did not change for so many beats is a lost container's. One renewal that fails makes a
+gap of two; this is three times as long."""
+_BEAT_DEADLINE = 0.8
+"""Part of a beat that one renewal may take: the next one comes in time, whatever became of it."""
 _LOOK_SECONDS = 1.0
+"""Between two looks at another delivery's claim, at most."""
 _AT_ONCE_SECONDS = 1.0
 """No delivery takes another one's claim over so soon: Modal first has to miss its container."""
 DECIDED_BY_AIRFLOW: frozenset[wire.Kind] = frozenset({"task", "command"})
@@ -138,14 +137,12 @@ def claim(state: State, call: wire.TaskCall, token: str, container: str) -> Verd
         if found is not None and found.token != token:
             ended = _ended(state, call, own, found)
             if ended is None and found.phase == "started":
-                holder = _living_holder(state, key, found)
+                holder, ended = _watch(state, call, own, found)
                 if holder is not None:
                     reason = (
                         f"container {holder.container} runs this task; this is a second delivery of its call"
                     )
                     return Verdict(False, own, reason=reason, obsolete=True)
-                # Its silence may be that of its end.
-                ended = _ended(state, call, own, found)
             if ended is not None:
                 return ended
         verdict = decide(call, own, found)
@@ -223,6 +220,7 @@ def started(
     :param memory_alarm: how many MiB are worth a renewal at once: the next one may come too late.
     """
     key = names.claim_key(call.dispatch)
+    every = beat_seconds(call)
     most: int | None = None
 
     def current() -> wire.Claim:
@@ -233,7 +231,7 @@ def started(
 
     def beat() -> None:
         nonlocal most
-        due = time.monotonic() + BEAT_SECONDS
+        due = time.monotonic() + every
         alarmed = False
         while not over.wait(min(max(due - time.monotonic(), 0), _MEASURE_SECONDS)):
             most = max(filter(None, (most, memory_used())), default=None)
@@ -241,8 +239,9 @@ def started(
             if not alarm and time.monotonic() < due:
                 continue
             alarmed |= alarm
-            due += 0 if alarm else BEAT_SECONDS
-            _put(state, key, current(), "renew the dispatch's claim", repeat=False, deadline=_BEAT_DEADLINE)
+            due += 0 if alarm else every
+            deadline = _BEAT_DEADLINE * every
+            _put(state, key, current(), "renew the dispatch's claim", repeat=False, deadline=deadline)
 
     thread = threading.Thread(target=beat, name="claim-beat", daemon=True)
     thread.start()
@@ -256,15 +255,28 @@ def started(
         thread.join()
 
 
-def _living_holder(state: State, key: str, found: wire.Claim) -> wire.Claim | None:
-    """Return the claim of a delivery that lives; None once it has been silent for long enough."""
-    ends = time.monotonic() + LOST_SECONDS
+def beat_seconds(call: wire.TaskCall) -> float:
+    """Return how often a running delivery of a call renews its claim."""
+    return call.lost_after / BEATS_UNTIL_LOST
+
+
+def _watch(
+    state: State, call: wire.TaskCall, own: wire.Claim, found: wire.Claim
+) -> tuple[wire.Claim | None, Verdict | None]:
+    """Return the claim of a delivery that lives, or what to do as it has reported its end; neither of them
+    once it has been silent for long enough."""
+    key = names.claim_key(call.dispatch)
+    ends = time.monotonic() + call.lost_after
     while time.monotonic() < ends:
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(min(_LOOK_SECONDS, beat_seconds(call)))
         now = _read(state, key)
+        # After the claim: its silence may be that of its end.
+        ended = _ended(state, call, own, found)
+        if ended is not None:
+            return None, ended
         if now is not None and (now.token, now.at) != (found.token, found.at):
-            return now
-    return None
+            return now, None
+    return None, None
 
 
 def _ended(state: State, call: wire.TaskCall, own: wire.Claim, found: wire.Claim) -> Verdict | None:

@@ -68,7 +68,11 @@ def deployment(acceptance_database: str, tmp_path_factory: pytest.TempPathFactor
             put_wheels(folder / "wheels", ResourceNames("test").volume, local.env)
             image["env"] = {"UV_NO_INDEX": "1", "UV_FIND_LINKS": "/vol/wheels"}
         config = write_config(
-            folder / "config.yaml", acceptance_database, workers={"default": workers}, image=image
+            folder / "config.yaml",
+            acceptance_database,
+            workers={"default": workers},
+            image=image,
+            airflow={"modal.container_lost_after": 15},
         )
         deployment = Deployment(environment_name("test"), local, config)
         try:

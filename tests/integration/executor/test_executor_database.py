@@ -15,6 +15,7 @@ from airflow_provider_modal.executors import cancelling
 from airflow_provider_modal.executors.options import Options
 from airflow_provider_modal.executors.reports import Alive, Cancelled, Ended, Submitted, Unknown
 from airflow_provider_modal.scheduler import due
+from local_modal.testing import wait_until
 from tests.support.task_rows import Rows
 
 KEY = TaskInstanceKey("d", "t", "r", 1, -1)
@@ -399,10 +400,37 @@ def test_slots_are_compared_with_the_database(rows: Rows) -> None:
     assert database.in_progress(1) == [(KEY, True)]
     assert database.in_progress(2) == [], "another scheduler's"
     elsewhere = KEY._replace(task_id="elsewhere")
-    for keys, progress, drift in [
-        ({KEY}, [(KEY, True)], 0),
-        ({KEY}, [(KEY, False), (elsewhere, False)], 0),  # queued here; another executor's
-        ({KEY}, [], 1),
-        ((), [(KEY, True)], -1),
+    for keys, others, progress, drift in [
+        ({KEY}, (), [(KEY, True)], 0),
+        ({KEY}, (), [(KEY, False), (elsewhere, False)], 0),  # queued here; another kind of executor's
+        ({KEY}, {elsewhere}, [(KEY, True), (elsewhere, True)], 0),
+        ({KEY}, (), [], 1),
+        ((), (), [(KEY, True)], -1),
     ]:
-        assert slots.drift(keys, progress) == drift
+        assert slots.drift(keys, others, progress) == drift
+
+
+def test_slots_of_two_executors_of_a_scheduler_do_not_drift(rows: Rows) -> None:
+    from airflow_provider_modal.executors import slots
+
+    class Gauge:
+        def __init__(self) -> None:
+            self.values: list[int] = []
+
+        def gauge(self, name: str, value: int) -> None:
+            self.values.append(value)
+
+    rows.task("running", "d1/fc-1")
+    rows.task("running", "d2/fc-2", map_index=1)
+    gauges = [Gauge(), Gauge()]
+    second = KEY._replace(map_index=1)
+    drifts = [
+        slots.SlotDrift(1, lambda key=key: [key], gauge, every=-1.0)  # type: ignore[arg-type,misc]
+        for key, gauge in zip((KEY, second), gauges, strict=True)
+    ]
+    for drift in drifts:
+        drift.look()
+    wait_until(lambda: all(gauge.values for gauge in gauges))
+    assert [gauge.values for gauge in gauges] == [[0], [0]]
+    for drift in drifts:
+        drift.close()

@@ -95,6 +95,17 @@ def supervise_into(path: str, workload: str) -> dict[str, Any]:
     return af3.supervise(workload)
 
 
+def supervise_with_rare_heartbeats(seconds: int, workload: str) -> dict[str, Any]:
+    """Run a task whose supervisor sleeps for so long unless it is woken."""
+    from airflow.sdk.execution_time import supervisor
+
+    from airflow_provider_modal.worker import af3
+
+    supervisor.MIN_HEARTBEAT_INTERVAL = seconds
+    supervisor.HEARTBEAT_TIMEOUT = 2 * seconds
+    return af3.supervise(workload)
+
+
 def task_row(dag_id: str, task_id: str, run_id: str) -> dict[str, Any]:
     """Return what the database says of a task instance."""
     from airflow.models.taskinstance import TaskInstance

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -163,18 +162,15 @@ def test_task_is_run_reported_and_logged(environment: Environment) -> None:
     assert reader.tasks(environment.files, DAG, call.key.run_id) == [("quick", -1)]
 
 
-def test_warm_container_is_quick(environment: Environment) -> None:
-    seconds = []
-    for _ in range(3):
+def test_tasks_of_a_warm_container_are_forks_of_one_process(environment: Environment) -> None:
+    found = set()
+    for _ in range(2):
         call = environment.queued("quick")
-        started = time.time()
         environment.spawn(call.to_wire()).get(timeout=60)
-        ended = time.time()
-        environment.event(call)
+        completion = environment.event(call)
         (record,) = [r for r in environment.recorder.events("started") if r["greeting"] == call.key.run_id]
-        seconds.append((record["at"] - started, ended - record["at"]))
-    print("spawn to user code, user code to result:", [(round(a, 2), round(b, 2)) for a, b in seconds])
-    assert min(to_code for to_code, _ in seconds) < 5
+        found.add((completion.container, record["airflow_at"]))
+    assert len(found) == 1
 
 
 def test_time_limit_stops_the_task_and_says_so(environment: Environment) -> None:
@@ -236,7 +232,7 @@ def test_cancelled_call_stops_the_task_and_says_by_whom(environment: Environment
 
 
 def test_task_whose_container_is_lost_is_not_run_twice(environment: Environment) -> None:
-    call = environment.queued("patient", memory=4000, log_lines=1)
+    call = environment.queued("patient", memory=4000, log_lines=1, lost_after=6.0)
     started = len(environment.recorder.events("started"))
     spawned = environment.spawn(call.to_wire())
     environment.recorder.wait_for("started", started + 1)
@@ -259,7 +255,7 @@ def test_task_whose_container_is_lost_is_not_run_twice(environment: Environment)
 
 
 def test_container_that_runs_out_of_memory_is_told_with_its_limit(environment: Environment) -> None:
-    call = environment.queued("hungry", memory=700)
+    call = environment.queued("hungry", memory=700, lost_after=6.0)
     function = modal.Function.from_name(environment.resources.app, names.EXECUTE_TASK)
     spawned = function.with_options(memory=(700, 700)).spawn(call.to_wire())
     completion = wire.Completion.from_wire(spawned.get(timeout=150))
@@ -419,10 +415,10 @@ def test_connection_test_that_airflow_does_not_know_has_a_reason(environment: En
 
 
 def test_claims_in_a_real_dict(environment: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claim, "BEAT_SECONDS", 0.1)
-    monkeypatch.setattr(claim, "LOST_SECONDS", 2.0)
+    # Renewals often, and silence is soon a loss; in the end nobody renews.
+    monkeypatch.setattr(claim, "BEATS_UNTIL_LOST", 20)
     state = environment.state
-    call = environment.queued("quick")
+    call = environment.queued("quick", lost_after=2.0)
     first = claim.claim(state, call, "one", "ta-1")
     assert first.run and first.claim.deliveries == 1
     assert claim.claim(state, call, "one", "ta-1").run

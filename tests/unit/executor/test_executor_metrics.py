@@ -99,7 +99,7 @@ def test_slots_are_not_measured_in_a_process_without_another_thread(monkeypatch:
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", refused)
-    drift = SlotDrift(7, Metrics(), every=-1.0)
+    drift = SlotDrift(7, lambda: [key()], Metrics(), every=-1.0)
     for _ in range(2):
-        drift.look(lambda: [key()])
+        drift.look()
     assert started == ["modal-slots"] * 2

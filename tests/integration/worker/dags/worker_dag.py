@@ -9,6 +9,7 @@ import socket
 import subprocess
 import time
 
+import airflow.configuration
 from airflow.providers.standard.operators.python import PythonVirtualenvOperator
 from airflow.sdk import DAG, BaseOperator, task
 from airflow.sdk.log import mask_secret
@@ -53,7 +54,13 @@ with DAG("worker_dag", schedule=None) as dag:
 
     @task
     def quick() -> str:
-        record("started", greeting=os.environ.get("GREETING"), context=os.environ["_AIRFLOW_PROCESS_CONTEXT"])
+        record(
+            "started",
+            greeting=os.environ.get("GREETING"),
+            context=os.environ["_AIRFLOW_PROCESS_CONTEXT"],
+            # Where in memory: the same in all forks of the process that imported it, and in no other.
+            airflow_at=id(airflow.configuration.conf),
+        )
         print("printed by the task")
         mask_secret("Sup3rSecretWord")
         print("the word is Sup3rSecretWord")
