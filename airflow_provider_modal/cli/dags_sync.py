@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,33 +87,35 @@ def sync(
         if folder.exists():
             what = "is not a folder; to upload one file: modalflow dags create"
         raise ConfigError(f"{folder} {what}")
-    found = local_tree.scan(folder, exclude)
-    for place, why in found.skipped.items():
-        note(f"Left out: {place} ({why})")
-    local = _read(found)
-    access = modal_access.connect(resources)
-    # Not into a Volume that is only kept, or not created to the end.
-    _ = access.manifest
-    planned = _plan(access, local, delete, exclude)
-    if not as_json:
-        _show(planned)
-    if planned.empties and not force:
-        raise ConfigError(
-            f"this would remove all {len(planned.removed)} DAG files of the environment {resources.env}; "
-            f"{folder} has none of them: is it the right folder? If so, give --force"
-        )
-    if dry_run:
-        _finish(planned, "planned", None, None, as_json)
-        return
-    if planned.removed and not yes:
-        click.confirm(
-            f"Remove {_files(len(planned.removed))} from the environment {resources.env}?",
-            abort=True,
-            err=True,
-        )
-    version = None
-    if not planned.empty:
-        version = _carry_out(access, local, planned, delete, exclude)
+    left = _Left(f"modalflow dags sync{env_flag(resources)}")
+    with left.told():
+        found = local_tree.scan(folder, exclude)
+        for place, why in found.skipped.items():
+            note(f"Left out: {place} ({why})")
+        local = _read(found)
+        access = modal_access.connect(resources)
+        # Not into a Volume that is only kept, or not created to the end.
+        _ = access.manifest
+        planned = _plan(access, local, delete, exclude)
+        if not as_json:
+            _show(planned)
+        if planned.empties and not force:
+            raise ConfigError(
+                f"this would remove all {len(planned.removed)} DAG files of the environment {resources.env}; "
+                f"{folder} has none of them: is it the right folder? If so, give --force"
+            )
+        if dry_run:
+            _finish(planned, "planned", None, None, as_json)
+            return
+        if planned.removed and not yes:
+            click.confirm(
+                f"Remove {_files(len(planned.removed))} from the environment {resources.env}?",
+                abort=True,
+                err=True,
+            )
+        version = None
+        if not planned.empty:
+            version = _carry_out(access, local, planned, delete, exclude, left)
     # Also without a change: a former command may have been interrupted before it got here.
     woken = wake(resources, "DAG files synced" if version else "DAG files unchanged")
     _finish(planned, "synced" if version else "unchanged", version, woken, as_json)
@@ -150,42 +153,58 @@ def _carry_out(
     shown: Plan,
     delete: bool,
     exclude: tuple[str, ...],
+    left: _Left,
 ) -> str:
     """Do what was shown; return the new version's digest."""
     from airflow_provider_modal.volume import dag_sync
     from airflow_provider_modal.volume.dag_lock import DagTreeLock
 
-    again = f"modalflow dags sync{env_flag(access.resources)}"
-    left = f"nothing was changed; to do it: {again}"
-
-    def switched() -> None:
-        nonlocal left
-        left = f"the new files count already, and the scheduler completes the change; to see to it: {again}"
-
     progress = _Progress(2 * (len(shown.added) + len(shown.changed)) + len(shown.removed))
-    try:
-        with (
-            DagTreeLock.open(access.resources).hold("modalflow dags sync", LOCK_WAIT_SECONDS) as lease,
-            waiting("uploading"),
-        ):
-            base = dag_sync.settle(access.files)
-            planned = _difference(base.files, local, delete, exclude)
-            if planned != shown:
-                raise ModalflowError(
-                    f"the environment's DAG files changed meanwhile; nothing was done, try again: {again}"
-                )
-            version = dag_sync.carry_out(
-                access.files,
-                lease,
-                planned,
-                local,
-                largest=base.largest,
-                switched=switched,
-                done=progress,
+    with (
+        DagTreeLock.open(access.resources).hold("modalflow dags sync", LOCK_WAIT_SECONDS) as lease,
+        waiting("uploading"),
+    ):
+        base = dag_sync.settle(access.files)
+        planned = _difference(base.files, local, delete, exclude)
+        if planned != shown:
+            raise ModalflowError(
+                f"the environment's DAG files changed meanwhile; nothing was done, try again: {left.again}"
             )
-    except KeyboardInterrupt:
-        raise Interrupted(f"interrupted: {left}") from None
+        version = dag_sync.carry_out(
+            access.files,
+            lease,
+            planned,
+            local,
+            largest=base.largest,
+            switched=left.switched,
+            done=progress,
+        )
     return version.digest
+
+
+class _Left:
+    """What is left by an interruption.
+
+    :param again: the command that does the rest.
+    """
+
+    def __init__(self, again: str) -> None:
+        self.again = again
+        self._text = f"nothing was changed; to do it: {again}"
+
+    def switched(self) -> None:
+        """Note that the new files count from now on."""
+        self._text = (
+            "the new files count already, and the scheduler completes the change; to see to it: " + self.again
+        )
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """Turn Ctrl-C into an end that says so."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise Interrupted(f"interrupted: {self._text}") from None
 
 
 class _Progress:
