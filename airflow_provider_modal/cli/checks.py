@@ -60,7 +60,8 @@ def scheduler(state: Mapping[str, Any]) -> Finding:
     told = f"{state['state']}: {state['detail']}"
     if state["state"] not in ("stopped", "failing"):
         return Finding("scheduler", "ok", told)
-    lasting = state["state"] == "stopped" or state["failures_in_a_row"] >= LASTING_FAILURES
+    failures = max(state["failures_in_a_row"], state["triggerer"]["failures_in_a_row"])
+    lasting = state["state"] == "stopped" or failures >= LASTING_FAILURES
     return Finding("scheduler", "fail" if lasting else "warn", told, "modalflow status shows its last runs")
 
 

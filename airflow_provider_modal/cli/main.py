@@ -49,6 +49,8 @@ def cli(debug: bool) -> None:
     Set MODALFLOW_ENV instead of repeating --env. Results go to stdout, progress and errors to stderr; with
     --json, stdout is one JSON document, and in case of an error {"error": {"kind", "message"}}.
 
+    Shells complete commands after: eval "$(_MODALFLOW_COMPLETE=bash_source modalflow)" (or zsh_source).
+
     Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 not found, 4 Modal or the database is not
     reachable, 130 interrupted.
     """

@@ -1,21 +1,24 @@
-"""``modalflow status``: does the scheduler work, what did it do last, and if it does not, why?
+"""``modalflow status``: how is an environment, and what is wrong with it?
 
-Read from the environment's Volume and state Dict, so that it also answers while the database is away.
+What the scheduler does is read from the Volume and the state Dict, so that it is told also while the database
+is away; what there is to do only the database knows.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from airflow_provider_modal import names
-from airflow_provider_modal.cli import modal_access
+from airflow_provider_modal.cli import checks, modal_access
 from airflow_provider_modal.cli.options import environment_command, json_option
 from airflow_provider_modal.cli.output import print_json, print_table, print_text, seconds, table, waiting
 from airflow_provider_modal.config import SchedulerConfig
+from airflow_provider_modal.errors import ModalflowError
 from airflow_provider_modal.names import ResourceNames
 
 if TYPE_CHECKING:
@@ -23,15 +26,18 @@ if TYPE_CHECKING:
     from airflow_provider_modal.scheduler.history import Record
     from airflow_provider_modal.triggerer.health import Health
 
+COUNT_SECONDS = 90.0
+"""How long to wait for the counts: a container's cold start."""
 LATE_SECONDS = 120.0
 """How much later than its interval says a tick may be: a container's cold start, and a tick's own time."""
 
 
 @click.command()
+@click.option("--offline", is_flag=True, help="Don't ask the database, which starts a container.")
 @json_option
 @environment_command
-def status(resources: ResourceNames, as_json: bool) -> None:
-    """Show whether the scheduler works: last tick, last runs, and what is wrong.
+def status(resources: ResourceNames, as_json: bool, offline: bool) -> None:
+    """Show an environment on one screen: what it does, what waits, what failed, and what is wrong.
 
     A tick looks on schedule whether anything is due; a run does it. While nothing goes on, ticks leave the
     database alone for up to ten minutes. After three failed runs in a row they start runs less and less
@@ -41,11 +47,20 @@ def status(resources: ResourceNames, as_json: bool) -> None:
     Example:
       modalflow status --env dev
 
-    Needs a created environment. The exit code tells of the command, not of the scheduler.
+    Needs a created environment; while the database is away, all but the counts is told. The exit code tells
+    of the command, not of the scheduler.
     """
     access = modal_access.connect(resources)
     with waiting("asking for the scheduler's state"):
         found = scheduler_state(access)
+    with waiting("asking the database"):
+        counts, not_counted = (None, "not asked") if offline else _counted(access)
+    found = {
+        **found,
+        "counts": counts,
+        "not_counted": not_counted,
+        "wrong": wrong(found, counts, not_counted if not offline else None, checks.release(access.manifest)),
+    }
     if as_json:
         print_json(found)
         return
@@ -61,12 +76,72 @@ def status(resources: ResourceNames, as_json: bool) -> None:
             print_text(f"The database is left alone until {tick['sleep_until']}")
         if tick["next_at"]:
             print_text(f"Next by the clock: {tick['next_at']}")
+    if counts:
+        print_text(workload(counts))
     columns = ["began", "took", "outcome", "because", "message"]
     rows = (
         [run["began"], seconds(run["seconds"]), *(run[key] for key in columns[2:])] for run in found["runs"]
     )
     if found["runs"]:
         print_table(table(columns, rows))
+    for sentence in found["wrong"]:
+        print_text(f"{click.style('!', fg='yellow')} {sentence}")
+
+
+def workload(counts: Mapping[str, Any]) -> str:
+    """Return a line about what there is to do and what failed."""
+
+    def told(states: Mapping[str, int]) -> str:
+        return ", ".join(f"{number} {state}" for state, number in states.items()) or "none under way"
+
+    return (
+        f"Tasks: {told(counts['tasks'])}; runs: {told(counts['runs'])}; failed within a day: "
+        f"{counts['failed_tasks']} tasks, {counts['failed_runs']} runs"
+    )
+
+
+def wrong(
+    state: Mapping[str, Any],
+    counts: Mapping[str, Any] | None,
+    not_counted: str | None,
+    release: checks.Finding,
+) -> list[str]:
+    """Return what is wrong, each with what to do; empty if nothing is.
+
+    :param state: what :func:`scheduler_state` returns.
+    :param counts: what the control operation ``counts`` returns, if it could.
+    :param not_counted: why it could not.
+    :param release: how what is deployed compares with what is installed here.
+    """
+    flag = f" --env {state['env']}"
+    found = []
+    if state["state"] in ("stopped", "failing"):
+        found.append(f"{state['detail']} To look for why: modalflow doctor{flag}")
+    if not_counted:
+        found.append(f"{not_counted}. To look for why: modalflow doctor{flag}")
+    if release.status != "ok":
+        found.append(f"{release.found}: {release.remedy}")
+    if counts and counts["import_errors"]:
+        found.append(
+            f"DAG files with import errors: {counts['import_errors']}; to see them: modalflow dags list{flag}"
+        )
+    if counts and counts["failed_runs"]:
+        found.append(
+            f"Runs that failed within a day: {counts['failed_runs']}; to see them: modalflow runs list{flag} "
+            "--state failed"
+        )
+    return found
+
+
+def _counted(access: modal_access.Access) -> tuple[dict[str, Any] | None, str | None]:
+    """Return the counts, or why there are none."""
+    from airflow_provider_modal.control.client import ControlClient
+
+    try:
+        counts: dict[str, Any] = ControlClient(access.resources, timeout=COUNT_SECONDS).call("counts")
+    except ModalflowError as error:
+        return None, str(error).rstrip(".")
+    return counts, None
 
 
 def scheduler_state(access: modal_access.Access) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_modal import airflow_settings, wakeup
-from airflow_provider_modal.control import examination, provisioning
+from airflow_provider_modal.control import counts, examination, provisioning
 from airflow_provider_modal.control.child import run_in_child
 from airflow_provider_modal.db.connect import connection_failure, without_password
 from airflow_provider_modal.errors import ConfigError, ModalflowError, kind_of
@@ -78,6 +78,7 @@ OPERATIONS: dict[str, Callable[[Zygote, str, Mapping[str, Any]], Any]] = {
     "migrate": provisioning.migrate,
     "drop_schema": provisioning.drop_schema,
     "release_database": provisioning.release_database,
+    "counts": counts.counts,
     "examine": examination.examine,
     "dags.list": run_in_child,
     "dags.parsed": run_in_child,

@@ -123,6 +123,14 @@ def test_doctor_finds_nothing_wrong_and_then_what_is(environment: Environment) -
         *("modal", "manifest", "release", "gpus", "plan", "app", "volume", "scheduler", "clock"),
         *("database", "tls", "pooler", "connections", "owner", "schema", "clock of the database"),
     }
+    status = environment.json("status")
+    assert (status["counts"]["tasks"], status["counts"]["failed_runs"], status["not_counted"]) == (
+        {},
+        0,
+        None,
+    )
+    assert "Tasks: none under way" in environment.run("status").stdout
+    assert environment.json("status", "--offline")["counts"] is None
     told = environment.run("doctor", "--env", "absent", code=1)
     assert "✓ modal" in told.stdout
     assert "✗ manifest: environment absent is not deployed" in told.stdout

@@ -431,6 +431,9 @@ def test_run_is_shown_with_tries_and_reasons(children: AirflowChildren) -> None:
     }
     assert {(row["cores"], row["mib"], row["gpu"]) for row in used.values()} == {(1, 2048, None)}
     assert _ask(children, "usage", seconds=60.0, by="run")["usage"][0]["run_id"] == "r1"
+    children.sql("UPDATE dag_run SET state = 'failed', end_date = now() WHERE run_id = 'r1'")
+    counted = _ask(children, "counts")
+    assert (counted["runs"], counted["failed_runs"], counted["import_errors"]) == ({"queued": 1}, 1, 0)
     assert _refusal(children, "runs.list", dag_id="fist") == (
         "not_found",
         "DAG fist does not exist; did you mean first?",

@@ -250,6 +250,17 @@ def test_a_file_name_that_looks_like_json_option_is_not_one(tmp_path: Path) -> N
     assert result.exit_code == 2
 
 
+def test_shells_complete_commands_and_options() -> None:
+    def completed(words: str) -> list[str]:
+        index = str(len(words.split(" ")) - 1)
+        environ = {"_MODALFLOW_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": index}
+        return [line.partition(",")[2] for line in modalflow(env=environ).stdout.splitlines()]
+
+    assert completed("modalflow da") == ["dags"]
+    assert {"pause", "unpause"} <= set(completed("modalflow dags "))
+    assert completed("modalflow runs list --state f") == ["failed"]
+
+
 def test_no_message_is_coloured_where_no_terminal_is() -> None:
     result = modalflow("create", "--env", "A", "--config", "c")
     assert "\x1b" not in result.stderr + result.stdout

@@ -91,11 +91,14 @@ def test_another_release_is_told() -> None:
 
 
 def test_a_scheduler_that_fails_now_and_then_is_a_warning() -> None:
-    def status(state: str, failures: int = 0) -> str:
-        return checks.scheduler({"state": state, "detail": "why", "failures_in_a_row": failures}).status
+    def status(state: str, failures: int = 0, triggerers: int = 0) -> str:
+        triggerer = {"failures_in_a_row": triggerers}
+        told = {"state": state, "detail": "why", "failures_in_a_row": failures, "triggerer": triggerer}
+        return checks.scheduler(told).status
 
     assert (status("idle"), status("starting"), status("working")) == ("ok", "ok", "ok")
     assert (status("failing", 1), status("failing", 3), status("stopped")) == ("warn", "fail", "fail")
+    assert (status("failing", 0, 1), status("failing", 0, 3)) == ("warn", "fail")
 
 
 def settings(parallelism: int = 16, **profiles: WorkerProfile) -> dict[str, Any]:
