@@ -6,10 +6,13 @@ import json
 from typing import Any
 
 from airflow.models.xcom import XComModel
-from airflow.serialization.stringify import StringifyNotSupportedError, stringify
+from airflow.serialization import stringify
 from airflow.utils.session import create_session
 
 from airflow_provider_modal.errors import NotFoundError
+
+_NOT_SUPPORTED: type[Exception] | tuple[()] = getattr(stringify, "StringifyNotSupportedError", ())
+"""What says that a value can't be told without its class; since 3.4 there is no such value."""
 
 
 def get(
@@ -33,8 +36,8 @@ def get(
 
 def _jsonable(found: Any) -> Any:
     try:
-        value = stringify(found.value)
-    except StringifyNotSupportedError:
+        value = stringify.stringify(found.value)
+    except _NOT_SUPPORTED:
         value = XComModel.deserialize_value(found)
     try:
         json.dumps(value)

@@ -142,8 +142,11 @@ def supervise(workload: str, lost_container: str | None = None) -> dict[str, Any
             client=in_process_client(transport),
             log_path=task.log_path,
             # Modal's own log of the call has the task's lines, too, as a local executor's output does.
-            **_if_accepted("subprocess_logs_to_stdout", True),
-            **_if_accepted("sentry_integration", getattr(task, "sentry_integration", "")),
+            **accepted(
+                _supervise_task(),
+                subprocess_logs_to_stdout=True,
+                sentry_integration=getattr(task, "sentry_integration", ""),
+            ),
         )
     except Exception as error:
         if transport.start_refused is not None:
@@ -307,9 +310,10 @@ def _supervise_task() -> Callable[..., int]:
     return found
 
 
-def _if_accepted(name: str, value: Any) -> dict[str, Any]:
-    """Return the argument if this Airflow's supervisor knows it."""
-    return {name: value} if name in inspect.signature(_supervise_task()).parameters else {}
+def accepted(function: Callable[..., Any], **arguments: Any) -> dict[str, Any]:
+    """Return those of the arguments that this Airflow's function knows."""
+    known = inspect.signature(function).parameters
+    return {name: value for name, value in arguments.items() if name in known}
 
 
 def _queue_again(ti_id: UUID, lost_container: str) -> None:

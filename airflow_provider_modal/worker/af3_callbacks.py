@@ -39,6 +39,11 @@ def supervise(workload: str) -> dict[str, Any]:
             bundle_info=item.bundle_info,
             token="",
             client=in_process_client(af3.LazyTransport()),
+            # Since 3.4.
+            **af3.accepted(
+                callback_supervisor.supervise_callback,
+                callback_kwargs_encoding=item.callback.data.get("kwargs_encoding"),
+            ),
         )
     except Exception as error:
         log.exception("the callback failed")
@@ -67,6 +72,11 @@ def check_connection(workload: str) -> dict[str, Any]:
             timeout=item.timeout,
             token="",
             server="",
+            # Since 3.4.
+            **af3.accepted(
+                connection_test_supervisor.supervise_connection_test,
+                team_name=getattr(item, "team_name", None),
+            ),
         )
     except Exception as error:
         log.exception("the connection test has no result")
