@@ -130,7 +130,10 @@ def _too_slow(path: Path, timeout: float, where: str = "") -> str:
 
 def _hint(error: str) -> str:
     if "ModuleNotFoundError" in error:
-        return "\nInstall the module here and list it under image.pip, or skip this check with --no-check."
+        return (
+            "\nInstall the module here, and list it under image.pip or in the DAG tree's requirements.txt; "
+            "or skip this check with --no-check."
+        )
     if "Variable" in error and ("NOT_FOUND" in error or "does not exist" in error):
         return "\nSet AIRFLOW_VAR_{NAME} for this check, or skip it with --no-check."
     return ""
