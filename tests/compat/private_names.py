@@ -38,6 +38,9 @@ USED_IF_THERE = {
     "airflow.sdk.execution_time.supervisor:ActivitySubprocess": {
         "worker/af3.py": ("_register_pipe_readers",),
     },
+    "airflow.providers.standard.operators.python:PythonVirtualenvOperator": {
+        "venvs/operator_cache.py": ("_calculate_cache_hash", "_ensure_venv_cache_exists"),
+    },
 }
 """The same for names without which something is merely slower, or a duty is left out: present in the Airflow
 that the package is made for."""
