@@ -137,6 +137,30 @@ def test_unchanged_files_are_not_parsed_again(airflow_children: AirflowChildren)
     assert list(_errors(airflow_children)) == ["bad.py"]
 
 
+def test_a_thousand_unchanged_files_are_not_parsed_again(airflow_children: AirflowChildren) -> None:
+    airflow_children.parse({"one.py": _dag("one")})
+    many = {f"folder_{number % 10}/file_{number}.py": EMPTY for number in range(1000)}
+    done = airflow_children.parse({**many, "two.py": _dag("two")}, unchanged=[*many])
+    assert (done["files"], done["left"]) == (1, 0)
+    assert _active(airflow_children) == {"two"}
+
+
+def test_helper_packages_are_found_and_ignored_files_are_not_parsed(
+    airflow_children: AirflowChildren,
+) -> None:
+    done = airflow_children.parse(
+        {
+            ".airflowignore": "ignored/\n",
+            "ignored/broken.py": "1 / 0  # dag airflow",
+            "helpers/__init__.py": "",
+            "helpers/ids.py": "DAG_ID = 'helped'",
+            "team/uses_helper.py": "from helpers.ids import DAG_ID\n" + _dag("x").replace('"x"', "DAG_ID"),
+        }
+    )
+    assert (done["files"], _errors(airflow_children)) == (1, {})
+    assert _active(airflow_children) == {"helped"}
+
+
 def test_files_are_parsed_again_after_airflows_interval(airflow_children: AirflowChildren) -> None:
     files = {"a.py": _dag("a"), "b.py": _dag("b")}
     airflow_children.parse(files)

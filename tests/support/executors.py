@@ -80,6 +80,10 @@ class RecordingExecutor(BaseExecutor):
         self.running.update(ti.key for ti in adopted)
         return [ti for ti in tis if ti not in adopted]
 
+    def revoke_task(self, *, ti: TaskInstance) -> None:
+        """Forget a task that has waited too long."""
+        self.running.discard(ti.key)
+
     def end(self) -> None:
         """End; tasks go on elsewhere."""
         self.event_buffer.update(self._late)
