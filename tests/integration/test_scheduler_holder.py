@@ -77,7 +77,7 @@ def test_run_whose_time_is_up_asks_for_another_one(environment: Environment, loc
 def test_lost_lock_ends_the_working_child_first(environment: Environment) -> None:
     environment.ask("upload", files={"a.py": SCHEDULED.format(dag_id="a", task_id="lasts")})
     environment.begin("run")
-    environment.until("SELECT 1 FROM task_instance WHERE external_executor_id IS NOT NULL")
+    environment.until("SELECT 1 FROM task_instance WHERE external_executor_id ~ '^call-of-'")
     environment.sql(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
         f" WHERE application_name = 'modalflow:{environment.name}'"
@@ -106,7 +106,7 @@ def test_interrupted_run_ends_the_working_child_before_it_gives_up_the_lock(
 ) -> None:
     environment.ask("upload", files={"a.py": SCHEDULED.format(dag_id="a", task_id="lasts")})
     environment.begin("run")
-    environment.until("SELECT 1 FROM task_instance WHERE external_executor_id IS NOT NULL")
+    environment.until("SELECT 1 FROM task_instance WHERE external_executor_id ~ '^call-of-'")
     environment.holder.interrupt()
     assert environment.holder.receive() == {"interrupted": [True, True]}
     assert environment.run()["outcome"] == "done"

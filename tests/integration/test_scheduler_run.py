@@ -152,7 +152,9 @@ def test_a_killed_run_is_repaired_by_the_next(airflow_children: AirflowChildren)
     child = airflow_children.spawn(
         "airflow_provider_modal.scheduler.run:main", None, env=ENV, max_seconds=30.0
     )
-    _until(lambda: airflow_children.sql("SELECT 1 FROM task_instance WHERE external_executor_id IS NOT NULL"))
+    _until(
+        lambda: airflow_children.sql("SELECT 1 FROM task_instance WHERE external_executor_id ~ '^call-of-'")
+    )
     os.kill(child.pid, signal.SIGKILL)
     outcome = child.wait(30)
     assert outcome is not None and outcome.signal == signal.SIGKILL
