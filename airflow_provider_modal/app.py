@@ -136,6 +136,7 @@ def build_app(config: EnvironmentConfig, env: str, *, image: modal.Image | None 
             min_containers=profile.min_containers or None,
             max_containers=profile.max_containers,
             scaledown_window=profile.scaledown_window,
+            nonpreemptible=profile.nonpreemptible,
             timeout=deployed[name].timeout,
         )
     return app

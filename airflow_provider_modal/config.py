@@ -122,6 +122,8 @@ class WorkerProfile:
     """Seconds for which an idle container waits for the next task."""
     secrets: tuple[str, ...] = ()
     """Names of Modal Secrets that its tasks get as environment variables."""
+    nonpreemptible: bool = False
+    """Whether Modal must not take containers back while they run; they cost more."""
 
 
 @dataclass(frozen=True)

@@ -125,9 +125,20 @@ class Reader:
             return {str(key): self.text(f"{where}.{key}", item) for key, item in value.items()}
         if isinstance(value, str):
             value = self.text(where, value)
+        if annotation == "bool":
+            return self.boolean(where, value)
         if annotation.startswith("str"):
             return self.text(where, value)
         return self.number(where, value, whole=annotation.startswith("int"))
+
+    def boolean(self, where: str, value: Any) -> bool:
+        """Return true or false."""
+        known = {"true": True, "false": False}
+        if isinstance(value, bool):
+            return value
+        if isinstance(value, str) and value.lower() in known:
+            return known[value.lower()]
+        raise ConfigError(f"{self.source}: {where} must be true or false, found {shown(value)}")
 
     def number(self, where: str, value: Any, *, whole: bool) -> int | float:
         """Return a finite number, whole where it is one."""
@@ -192,6 +203,8 @@ class Reader:
         """Refuse negative numbers among a section's values, and zeros but for the keys that allow them."""
         for f in fields(section):
             value = getattr(section, f.name)
+            if isinstance(value, bool):
+                continue
             low = 0 if f.name in zero_allowed else None
             if isinstance(value, int | float) and (value < 0 or (value == 0 and low is None)):
                 wanted = "0 or more" if low == 0 else "more than 0"

@@ -59,6 +59,7 @@ _ELSEWHERE = {
     "min_containers": _OF_A_PROFILE,
     "max_containers": _OF_A_PROFILE,
     "scaledown_window": _OF_A_PROFILE,
+    "nonpreemptible": _OF_A_PROFILE,
 }
 """What people look for here."""
 

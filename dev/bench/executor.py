@@ -10,12 +10,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from airflow_provider_modal.container.processes import die_with_parent
 from bench.figures import Figure, table
 from tools import postgres
 from tools.hybrid import new_database
@@ -23,11 +25,15 @@ from tools.hybrid import new_database
 SIZES = (10, 1_000, 10_000)
 SCHEDULER_GROUPS = ("spawns", "latency", "threads", *(f"running-{size}" for size in SIZES), "outage")
 PEER_GROUPS = ("local", "modal")
+GROUP_SECONDS = 1200.0
+"""What a group may take on top of what it is asked to measure; an idle machine needs a tenth."""
+STOP_SECONDS = 30.0
 
 
 def main() -> int:
     """Measure, print a table, and say where a goal was missed."""
     options = _arguments()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory(prefix="modalflow-bench-") as folder:
         with postgres.serve(Path(folder) / "postgres", options={"max_connections": "300"}) as url:
@@ -50,22 +56,42 @@ def _measured(group: str, database: str, folder: Path, options: argparse.Namespa
         "tasks": options.tasks,
         "seconds": options.seconds,
     }
-    child = subprocess.run(
+    child = subprocess.Popen(
         [sys.executable, "-m", module],
-        input=json.dumps(request),
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         env=_environ(),
-        check=False,
+        preexec_fn=lambda: die_with_parent(signal.SIGTERM),
     )
+    bound = GROUP_SECONDS + 4 * options.seconds + options.tasks
+    print(f"{group}: at most {bound / 60:.0f} minutes", file=sys.stderr, flush=True)
+    try:
+        answer, _ = child.communicate(json.dumps(request), timeout=bound)
+    except subprocess.TimeoutExpired:
+        raise SystemExit(f"group {group} has not ended within {bound:.0f} s") from None
+    finally:
+        _stop(child)
     if child.returncode:
         raise SystemExit(f"group {group} failed, see above")
-    for line in json.loads(child.stdout.splitlines()[-1]):
+    for line in json.loads(answer.splitlines()[-1]):
         yield Figure(line["name"], line["values"], line["unit"], line["reference"])
+
+
+def _stop(child: subprocess.Popen[str]) -> None:
+    """End a group's process, with time to end what it has started."""
+    if child.poll() is None:
+        child.terminate()
+        try:
+            child.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
 
 
 def serve(measure: Callable[[Mapping[str, object]], Iterator[Figure]]) -> None:
     """Be the process of one group: a request on stdin, figures on stdout."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     # What Airflow prints must not get between.
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

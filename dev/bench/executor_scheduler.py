@@ -31,6 +31,7 @@ SPAWNS = 500
 PAUSE = 0.05
 """Seconds between two heartbeats; Airflow's own loop pauses longer."""
 ENDS_PER_SECOND = 20
+PROGRESS_SECONDS = 10.0
 JOB = 1
 OUTAGE_GOAL = "goal: under 100"
 _OTHERS_RPCS = (
@@ -192,11 +193,18 @@ class Ground:
             elif state != "success":
                 raise RuntimeError(f"{key} is {state}: {info}")
 
-    def _until(self, condition: Any, seconds: float = 600) -> None:
-        ends = time.monotonic() + seconds
+    def _until(self, condition: Any, patience: float = 120) -> None:
+        """Beat until then; a machine may be slow, but something must happen."""
+        known, told = -1, 0.0
         while not condition():
-            if time.monotonic() > ends:
-                raise TimeoutError("the executor did not get that far")
+            now = time.monotonic()
+            if len(self._submitted) != known:
+                known, ends = len(self._submitted), now + patience
+            if now > ends:
+                raise TimeoutError(f"nothing happens any more after {known} submissions")
+            if now - told > PROGRESS_SECONDS:
+                told = now
+                print(f"  {known:,} submitted", file=sys.stderr, flush=True)
             self._beat()
             self.executor.wait_for_event(PAUSE)
 

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -31,6 +31,7 @@ from urllib.parse import urlsplit
 import psycopg2
 import yaml
 
+from airflow_provider_modal.container.processes import die_with_parent
 from local_modal.testing import LocalModal, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,20 +43,35 @@ _RUNNING = re.compile(r"executor\.running \((\d+)\)")
 _QUEUED = re.compile(r"executor\.queued_tasks \((\d+)\)")
 
 
+def _start(command: Sequence[str], environ: Mapping[str, str], log_path: Path) -> subprocess.Popen[bytes]:
+    """Start a process group of its own that ends with this process, however that ends."""
+    parent = os.getpid()
+
+    def end_with_parent() -> None:
+        # SIGTERM, on which Airflow's processes end their own children.
+        die_with_parent(signal.SIGTERM)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    with log_path.open("ab") as log:
+        return subprocess.Popen(
+            command,
+            env=dict(environ),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            preexec_fn=end_with_parent,
+        )
+
+
 class Scheduler:
     """One ``airflow scheduler`` process."""
 
     def __init__(self, environ: Mapping[str, str], log_path: Path) -> None:
         self.log_path = log_path
-        with log_path.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "airflow", "scheduler", "--skip-serve-logs"],
-                env=dict(environ),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        command = [sys.executable, "-m", "airflow", "scheduler", "--skip-serve-logs"]
+        self.process = _start(command, environ, log_path)
 
     @property
     def log(self) -> str:
@@ -134,7 +150,9 @@ class Hybrid:
         for scheduler in self.schedulers:
             scheduler.kill()
         for process in self._others:
-            os.killpg(process.pid, signal.SIGKILL)
+            # Its children may outlive it.
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
     def start(self, name: str, command: Sequence[str], **options: str) -> subprocess.Popen[bytes]:
@@ -142,15 +160,7 @@ class Hybrid:
 
         :param name: of its log.
         """
-        with (self.folder / f"{name}.log").open("ab") as log:
-            process = subprocess.Popen(
-                command,
-                env=self.environ(**options),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        process = _start(command, self.environ(**options), self.folder / f"{name}.log")
         self._others.append(process)
         return process
 

@@ -39,7 +39,12 @@ CONFIG = EnvironmentConfig(
     workers={
         "default": WorkerProfile(cpu=2, memory=4096, max_containers=7),
         "gpu": WorkerProfile(
-            gpu="A10G", timeout=MAX_TASK_SECONDS, min_containers=0, scaledown_window=300, secrets=("hf",)
+            gpu="A10G",
+            timeout=MAX_TASK_SECONDS,
+            min_containers=0,
+            scaledown_window=300,
+            secrets=("hf",),
+            nonpreemptible=True,
         ),
     },
     image=ImageConfig(env={"FROM_IMAGE": "a b"}, secrets=("shared",)),
@@ -161,6 +166,8 @@ def test_profiles_have_their_resources(functions: dict[str, api_pb2.FunctionData
     assert default.autoscaler_settings.max_containers == 7
     assert ranked(gpu).resources.gpu_config.gpu_type == "A10G"
     assert gpu.autoscaler_settings.scaledown_window == 300
+    assert ranked(gpu).scheduler_placement.nonpreemptible
+    assert not ranked(default).scheduler_placement.nonpreemptible
 
 
 def test_modals_limit_comes_after_the_workers_and_within_a_day(

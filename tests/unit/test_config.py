@@ -141,6 +141,7 @@ def test_a_variable_that_is_not_set_is_named() -> None:
         (with_database(workers={"default": {"memory": "2 GB"}}), "workers.default.memory must be a whole"),
         (with_database(workers={"default": {"min_containers": -1}}), "must be 0 or more"),
         (with_database(workers={"default": {"max_containers": 0}}), "must be more than 0"),
+        (with_database(workers={"default": {"nonpreemptible": 1}}), "must be true or false, found 1"),
         (with_database(workers={8: {}, "8": {}}), "workers.8 is given twice"),
         (with_database(ui={"users": {8: {"password": "a"}, "8": {}}}), "ui.users.8 is given twice"),
         (with_database(workers={"default": 3}), "workers.default must hold keys and values"),
