@@ -65,7 +65,7 @@ def plan(config: EnvironmentConfig, env: str) -> Plan:
     told = "database URL and options; keys are kept" if secret else key
     planned.add("secrets", "update" if secret else "create", told)
     planned.add("app", "update" if app else "create", f"{resources.app}: {_functions(config)}")
-    planned.add("database", "keep", f"{host_of(config.connection_string)}: made the environment's own")
+    planned.add("database", "update", f"{host_of(config.connection_string)}: marked as the environment's own")
     planned.add("schema", "update", f"migrated to Airflow {airflow_version()}, unless it is there")
     if volume:
         planned.changes = changes(_deployed(resources), config)
@@ -110,7 +110,7 @@ def _deployed(resources: names.ResourceNames) -> deployment.Manifest | None:
 
 def _functions(config: EnvironmentConfig) -> str:
     profiles = ", ".join(
-        f"{name} ({profile.cpu:g} cores, {profile.memory} MiB{f', {profile.gpu}' if profile.gpu else ''})"
+        f"{name} (cpu {profile.cpu:g}, {profile.memory} MiB{f', {profile.gpu}' if profile.gpu else ''})"
         for name, profile in config.workers.items()
     )
     return f"a tick every {config.scheduler.interval_seconds} s; workers {profiles}"

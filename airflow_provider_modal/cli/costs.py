@@ -13,6 +13,7 @@ from airflow_provider_modal import prices
 from airflow_provider_modal.cli import modal_access
 from airflow_provider_modal.cli.options import Age, environment_command, json_option
 from airflow_provider_modal.cli.output import (
+    brief_time,
     note,
     print_json,
     print_table,
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 TICK_SECONDS = 5.0
 """How long a container lives for one tick: its start, a look at the state, Modal's idle time of 2 s."""
+LEAST_OBSERVED_SECONDS = 3600.0
+"""How long the last runs must reach back for more to be told from them: work comes in bursts."""
 _KEYS = {"dag": ("dag_id",), "run": ("dag_id", "run_id"), "task": ("dag_id", "task_id")}
 _HEADINGS = {"dag_id": "DAG", "run_id": "run", "task_id": "task"}
 
@@ -121,7 +124,9 @@ def scheduler_share(
     :param records: the last runs, oldest first.
     :param interval: seconds between two ticks.
     :param window: seconds.
-    :return: ``dollars`` and ``basis``, a sentence; None if no run is on record.
+    :return: ``dollars``: for the window, or None where the last runs say too little about it;
+        ``observed_dollars`` in the ``observed_seconds`` that they cover; ``basis``, a few words. None if no
+        run is on record.
     """
     from airflow_provider_modal.app import SCHEDULER_SIZE, TICK_SIZE, scheduler_scaledown_window
 
@@ -133,11 +138,13 @@ def scheduler_share(
     # The container stays for a while after each run, and for no longer than until the next one.
     alive = min(worked + len(ended) * scheduler_scaledown_window(int(interval)), over)
     run_rate, tick_rate = prices.rate(*SCHEDULER_SIZE) or 0.0, prices.rate(*TICK_SIZE) or 0.0
-    dollars = window * (alive / over * run_rate + min(TICK_SECONDS / interval, 1.0) * tick_rate)
+    per_second = alive / over * run_rate + min(TICK_SECONDS / interval, 1.0) * tick_rate
+    enough = over >= min(LEAST_OBSERVED_SECONDS, window)
     return {
-        "dollars": round(dollars, 6),
-        "basis": f"extrapolated from the last {len(ended)} runs, of {seconds(over)}, and a tick every "
-        f"{interval:g} s",
+        "dollars": round(per_second * window, 6) if enough else None,
+        "observed_dollars": round(per_second * over, 6),
+        "observed_seconds": round(over, 1),
+        "basis": f"the last {len(ended)} runs, and a tick every {interval:g} s",
     }
 
 
@@ -175,13 +182,21 @@ def _show(result: Mapping[str, Any]) -> None:
     print_text(f"Tasks: about ${_dollars(result['tasks_dollars'])}{more}")
     scheduler = result["scheduler"]
     if scheduler:
-        print_text(f"Scheduler: about ${_dollars(scheduler['dollars'])}, {scheduler['basis']}")
+        print_text(f"Scheduler: {_share(scheduler)}")
     else:
         print_text("Scheduler: not known, no run of it is on record")
     note(
-        f"Estimates at Modal's list prices of {prices.AS_OF} ({prices.SOURCE}), since {result['since']}; see "
-        "costs --help. What Modal bills: modal billing report"
+        f"Estimates at Modal's list prices of {prices.AS_OF} ({prices.SOURCE}), since "
+        f"{brief_time(result['since'])}; see costs --help. What Modal bills: modal billing report"
     )
+
+
+def _share(scheduler: Mapping[str, Any]) -> str:
+    observed, basis = seconds(scheduler["observed_seconds"]), scheduler["basis"]
+    if scheduler["dollars"] is not None:
+        return f"about ${_dollars(scheduler['dollars'])}, extrapolated from {observed}: {basis}"
+    told = f"about ${_dollars(scheduler['observed_dollars'])} in the last {observed}: {basis}"
+    return f"{told}; that is too short to tell more"
 
 
 def _dollars(value: float | None) -> str:

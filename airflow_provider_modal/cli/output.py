@@ -70,6 +70,11 @@ def seconds(value: float | None) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
+def brief_time(text: str | None) -> str | None:
+    """Return an ISO 8601 time in UTC to the second, for people."""
+    return None if text is None else f"{text[:19]}Z"
+
+
 def size_text(number: int) -> str:
     """Return a number of bytes for people: ``812 bytes``, ``3.4 MiB``."""
     if number < 1024:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_modal.cli.output import note, seconds, table
+from airflow_provider_modal.cli.output import brief_time, note, seconds, table
 from airflow_provider_modal.control.client import ANSWER_SECONDS
 from airflow_provider_modal.errors import ModalflowError, UnreachableError
 
@@ -63,7 +63,7 @@ def view_runs(runs: Sequence[Run]) -> RenderableType:
             run["run_id"],
             _state(run["state"]),
             run["type"],
-            run["start"] or run["queued_at"],
+            brief_time(run["start"] or run["queued_at"]),
             seconds(_between(run["start"], run["end"], running=run["state"] == "running")),
         )
         for run in runs
@@ -81,7 +81,7 @@ def view(run: Run) -> RenderableType:
         _state(run["state"]),
         f"  {seconds(_between(run['start'], run['end'], running=run['state'] == 'running'))}",
     )
-    tries = [(task, attempt) for task in run["tasks"] for attempt in [*(task.get("history") or []), task]]
+    tries = [(task, attempt) for task in _in_time(run["tasks"]) for attempt in _tries(task)]
     span = _span(run, [attempt for _, attempt in tries])
     rows = [
         (
@@ -177,6 +177,19 @@ def _state(state: str | None) -> Text:
     from rich.text import Text
 
     return Text(state or "-", style=_COLOURS.get(state or "", ""))
+
+
+def _tries(task: Run) -> list[Run]:
+    return [*(task.get("history") or []), task]
+
+
+def _in_time(tasks: Sequence[Run]) -> list[Run]:
+    """Return tasks as they began; those that have not come last, in the order they had."""
+
+    def began(task: Run) -> str:
+        return min((each["start"] for each in _tries(task) if each["start"]), default="~")
+
+    return sorted(tasks, key=began)
 
 
 def _span(run: Run, attempts: Sequence[Run]) -> tuple[datetime, datetime] | None:

@@ -15,7 +15,7 @@ import click
 
 from airflow_provider_modal import names
 from airflow_provider_modal.cli import checks, modal_access
-from airflow_provider_modal.cli.options import environment_command, json_option
+from airflow_provider_modal.cli.options import env_flag, environment_command, json_option
 from airflow_provider_modal.cli.output import print_json, print_table, print_text, seconds, table, waiting
 from airflow_provider_modal.config import SchedulerConfig
 from airflow_provider_modal.errors import ModalflowError
@@ -113,7 +113,7 @@ def wrong(
     :param not_counted: why it could not.
     :param release: how what is deployed compares with what is installed here.
     """
-    flag = f" --env {state['env']}"
+    flag = env_flag(ResourceNames(state["env"]))
     found = []
     if state["state"] in ("stopped", "failing"):
         found.append(f"{state['detail']} To look for why: modalflow doctor{flag}")

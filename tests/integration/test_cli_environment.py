@@ -151,13 +151,13 @@ def test_a_dry_run_tells_what_it_would_do_and_does_nothing(environment: Environm
     config = environment.write("dry.yaml", environment.config.read_text() + "workers: {big: {cpu: 8}}\n")
     there = environment.json("create", "--config", config, "--dry-run")
     assert {step["step"]: step["action"] for step in there["steps"]} == {
-        **dict.fromkeys(("image", "secrets", "app", "schema"), "update"),
-        **dict.fromkeys(("volume", "state", "database"), "keep"),
+        **dict.fromkeys(("image", "secrets", "app", "database", "schema"), "update"),
+        **dict.fromkeys(("volume", "state"), "keep"),
     }
     assert {"what": "workers.big.cpu", "deployed": None, "now": 8} in there["changes"]
     absent = environment.run("create", "--config", config, "--dry-run", "--env", "absent")
     assert "+ create volume: airflow-vol-absent" in absent.stdout
-    assert "big (8 cores, 2048 MiB)" in absent.stdout
+    assert "big (cpu 8, 2048 MiB)" in absent.stdout
     assert environment.json("destroy", "--env", "absent", "--yes", code=3)["error"]["kind"] == "not_found"
 
 
@@ -241,6 +241,13 @@ def test_a_run_is_followed_until_somebody_interrupts(environment: Environment) -
         "created": False,
     }
     assert environment.json("runs", "show", "slow", "r")["state"] in ("queued", "running")
+    assert [run["run_id"] for run in environment.json("runs", "list", "--dag-id", "slow")["runs"]] == ["r"]
+    assert "slow" in environment.run("runs", "list").stdout
+    assert environment.json("costs", "--by", "run")["estimate"] is True
+    assert "Tasks: about $" in environment.run("costs").stdout
+    assert environment.run("dags", "unpause", "slow").stdout == "slow: active (unchanged)\n"
+    missing = environment.json("dags", "pause", "slow", "slo", code=3)["error"]["message"]
+    assert "DAG slo does not exist; did you mean slow? (nothing was changed)" in missing
     late = environment.run("dags", "trigger", "slow", "--run-id", "r", "--wait", "--timeout", "1", code=1)
     assert "has not ended within 1 s" in late.stderr
     assert "the run goes on; to see it: modalflow runs show slow r" in late.stderr

@@ -33,13 +33,22 @@ def test_a_price_that_is_not_known_is_none_and_comes_first() -> None:
 
 def test_the_schedulers_share_follows_from_its_last_runs() -> None:
     runs = [Record("1", began=0.0, ended=10.0, outcome="done"), Record("2", began=500.0, ended=510.0)]
-    share = scheduler_share(runs, interval=60, window=86_400, now=1000.0)
+    share = scheduler_share(runs, interval=60, window=86_400, now=10_000.0)
     assert share is not None
-    # Two runs of 10 s with 30 s of idle time each in 1000 s, and 5 s of a tick every minute.
-    alive = 86_400 * 80 / 1000 * (0.0000131 + 0.00000222)
+    # Two runs of 10 s with 30 s of idle time each in 10000 s, and 5 s of a tick every minute.
+    alive = 86_400 * 80 / 10_000 * (0.0000131 + 0.00000222)
     ticks = 86_400 * 5 / 60 * 0.125 * (0.0000131 + 0.00000222)
     assert share["dollars"] == pytest.approx(alive + ticks, abs=1e-6)
     assert "last 2 runs" in share["basis"]
+
+
+def test_a_minute_says_nothing_about_a_week() -> None:
+    run = [Record("1", began=0.0, ended=10.0, outcome="done")]
+    week = scheduler_share(run, interval=60, window=7 * 86_400, now=60.0)
+    assert week is not None and week["dollars"] is None
+    assert (week["observed_seconds"], week["observed_dollars"] > 0) == (60.0, True)
+    minute = scheduler_share(run, interval=60, window=30, now=60.0)
+    assert minute is not None and minute["dollars"] == pytest.approx(week["observed_dollars"] / 2, abs=1e-6)
 
 
 def test_nothing_is_said_of_a_scheduler_that_never_ran() -> None:

@@ -94,13 +94,28 @@ def test_bars_show_when_tasks_waited_and_ran_over_the_time_of_the_run() -> None:
     assert bar_of(text, "early") == "░" * 24
 
 
+def test_tasks_come_in_the_order_in_which_they_began() -> None:
+    retried = task("second", "success", start="2025-01-01T09:00:00Z", history=[task("second", "failed")])
+    text = shown(
+        run_of(
+            "running",
+            task("not_begun", None, start=None, end=None),
+            task("third", "success", start="2025-01-01T08:00:00Z", end="2025-01-01T08:01:00Z"),
+            retried,
+            task("first", "success", start="2025-01-01T00:00:00Z"),
+        )
+    )
+    firsts = [line.split()[0] for line in text.splitlines()[1:] if line.split()]
+    assert firsts[2:] == ["first", "second", "second", "third", "not_begun"]
+
+
 def test_runs_are_listed_with_what_is_known_of_them() -> None:
     waiting = {"start": None, "end": None, "queued_at": "2025-01-02T00:00:00Z", "run_id": "r2"}
     runs = [{**run_of("success"), "type": "manual"}, {**run_of("queued"), "type": "scheduled", **waiting}]
     out = io.StringIO()
     Console(file=out, width=200).print(run_view.view_runs(runs))
     first, second = [line.split() for line in out.getvalue().splitlines() if line.strip().startswith("d ")]
-    assert first == ["d", "r[bold]", "success", "manual", "2025-01-01T00:00:00+00:00", "1", "h", "00", "min"]
+    assert first == ["d", "r[bold]", "success", "manual", "2025-01-01T00:00:00Z", "1", "h", "00", "min"]
     assert second == ["d", "r2", "queued", "scheduled", "2025-01-02T00:00:00Z"]
 
 

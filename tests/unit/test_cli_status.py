@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from airflow_provider_modal.cli.checks import Finding
 from airflow_provider_modal.cli.status import workload, wrong
 
@@ -16,6 +18,11 @@ COUNTS: dict[str, Any] = {
 }
 AS_HERE = Finding("release", "ok", "as here")
 IDLE = {"env": "dev", "state": "idle", "detail": "Nothing is due."}
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MODALFLOW_ENV", raising=False)
 
 
 def test_work_is_one_line() -> None:
