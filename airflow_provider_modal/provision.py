@@ -265,7 +265,7 @@ def _anything_exists(resources: names.ResourceNames) -> bool:
 
 def _unreadable(count: int, resources: names.ResourceNames) -> str:
     return (
-        f"the database has connections and variables that can't be read ({count} values tried): they were "
+        f"the database has connections and variables that can't be read (found: {count}): they were "
         "encrypted with another Fernet key than the environment has. With that key: modalflow destroy --env "
         f"{resources.env} (the tables stay), set keys.fernet_key to it, and create the environment again. "
         "Without it: enter them anew"

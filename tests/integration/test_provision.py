@@ -13,11 +13,12 @@ from typing import Any
 import modal
 import psycopg2
 import pytest
+from cryptography.fernet import Fernet
 
-from airflow_provider_modal import deployment, environment_secrets, names, provision
+from airflow_provider_modal import app, database_steps, deployment, environment_secrets, names, provision
 from airflow_provider_modal.config import EnvironmentConfig, ImageConfig, SchedulerConfig
 from airflow_provider_modal.control.client import ControlClient
-from airflow_provider_modal.db.connect import application_name
+from airflow_provider_modal.db.connect import application_name, connect
 from airflow_provider_modal.db.lock import AdvisoryLock
 from airflow_provider_modal.errors import ConfigError, ModalflowError, NotFoundError, UnreachableError
 from airflow_provider_modal.names import ResourceNames
@@ -130,6 +131,8 @@ def test_an_environment_from_its_beginning_to_its_end(
     assert deployment.read(VolumeFiles.open(resources)) == done.manifest
     assert revision(fresh_database)
 
+    assert done.warnings == []
+    _encrypted_with_another_key(fresh_database)
     details: dict[str, str | None] = {}
     changed = configured(
         fresh_database + "?connect_timeout=7", airflow={"core.second": "2"}, fernet_key=own_key()
@@ -142,6 +145,8 @@ def test_an_environment_from_its_beginning_to_its_end(
             progress=lambda step, status, detail: details.update({step: detail}),
         )
     assert again.steps == {**done.steps, "schema": "unchanged"}
+    [warning] = again.warnings
+    assert "can't be read (found: 1)" in warning and "keys.fernet_key" in warning
     assert "core.first" in str(details["secrets"]), "Modal keeps what was written once"
     assert "keys.fernet_key was not used" in str(details["secrets"])
     after = secret(local_modal, resources.secrets)
@@ -172,6 +177,12 @@ def test_an_environment_from_its_beginning_to_its_end(
     _nothing_is_left(resources)
     with pytest.raises(NotFoundError, match="does not exist"):
         provision.destroy(resources.env)
+
+
+def _encrypted_with_another_key(database: str) -> None:
+    word = Fernet(own_key()).encrypt(b"word").decode()
+    with connect(database, application_name="test") as connection, connection.cursor() as cursor:
+        cursor.execute("INSERT INTO variable (key, val, is_encrypted) VALUES ('v', %s, true)", (word,))
 
 
 def _tells_what_failed_and_what_exists(
@@ -338,6 +349,31 @@ def test_a_volume_that_is_gone_is_not_kept(resources: ResourceNames) -> None:
     modal.Dict.from_name(resources.state_dict, create_if_missing=True).hydrate()
 
     assert provision.destroy(resources.env, keep_volume=True)["volume"] == "absent"
+
+
+def test_before_the_schema_is_dropped_the_deployed_run_is_waited_for(
+    resources: ResourceNames, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Control:
+        """Stands for the environment, in which a scheduler run ends after one question."""
+
+        def __init__(self, resources: ResourceNames, *, timeout: float) -> None:
+            self._answers: Iterator[Any] = iter([{"busy": "a run", "holder": None}, {"changed": True}])
+
+        def call(self, op: str, /, **args: Any) -> Any:
+            return next(self._answers)
+
+    def longest_wait() -> str:
+        told: list[tuple[str, ...]] = []
+        database_steps.drop_schema(resources, lambda *status: told.append(status))
+        return told[0][1]
+
+    monkeypatch.setattr(database_steps, "ControlClient", Control)
+    modal.Volume.from_name(resources.volume, version=2, create_if_missing=True).hydrate()
+    assert longest_wait() == "for a scheduler run to end, at most 420 s"
+    config = configured("postgresql://u@h/x", scheduler=SchedulerConfig(max_run_seconds=1000))
+    deployment.write(VolumeFiles.open(resources), app.describe(config, resources.env))
+    assert longest_wait() == "for a scheduler run to end, at most 1180 s"
 
 
 def test_a_schema_without_its_app_is_not_dropped_silently(resources: ResourceNames) -> None:
