@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -148,29 +147,10 @@ def loop(new_loop: Callable[..., Loop]) -> Loop:
 
 
 def workload(task_id: str, **values: Any) -> Any:
-    from airflow.executors.workloads import ExecuteTask
-    from airflow.executors.workloads.base import BundleInfo
-    from airflow.executors.workloads.task import TaskInstanceDTO
+    # Not before Airflow's home is set.
+    from tests.support import recorded_executor
 
-    fields: dict[str, Any] = {
-        "id": uuid.uuid4(),
-        "dag_id": "d",
-        "task_id": task_id,
-        "run_id": "r",
-        "try_number": 1,
-        "dag_version_id": uuid.uuid4(),
-        "pool_slots": 1,
-        "priority_weight": 1,
-        "external_executor_id": str(uuid.uuid4()),
-        **values,
-    }
-    return ExecuteTask(
-        ti=TaskInstanceDTO(**fields),
-        dag_rel_path=Path("dag.py"),
-        bundle_info=BundleInfo(name="modal-volume", version="abc"),
-        log_path=None,
-        token="token",
-    )
+    return recorded_executor.workload(task_id, **values)
 
 
 @pytest.fixture
