@@ -146,6 +146,11 @@ def log_folder() -> Path:
     return local_root() / "logs"
 
 
+def parse_log_folder() -> Path:
+    """Return where the DAG processor writes its logs, one per DAG file."""
+    return local_root() / "dag_processor_logs"
+
+
 def apply(environ: MutableMapping[str, str] = os.environ) -> None:
     """Set the ``AIRFLOW__*`` variables of this container; to be called before Airflow is imported."""
     config = deployed_config(environ)
@@ -173,7 +178,10 @@ def _owned(config: EnvironmentConfig, env: str) -> dict[str, str]:
         "core.dags_folder": str(local_root() / "dags"),
         "core.simple_auth_manager_all_admins": "False",
         "dag_processor.dag_bundle_config_list": json.dumps([bundle]),
+        # Pages read logs from the Volume.
+        "logging.logging_config_class": "airflow_provider_modal.log.config.LOGGING_CONFIG",
         "logging.base_log_folder": str(log_folder()),
+        "logging.dag_processor_child_process_log_directory": str(parse_log_folder()),
         "modal.environment": env,
         "modal.serverless": "True",
     }
@@ -212,8 +220,6 @@ def _defaults(config: EnvironmentConfig, role: str) -> dict[str, str]:
         "dag_processor.print_stats_interval": "0",
         "dag_processor.parsing_processes": "2",
         "dag_processor.dag_file_processor_timeout": f"{config.scheduler.parse_timeout_seconds + 3:.0f}",
-        # Pages read logs from the Volume.
-        "logging.logging_config_class": "airflow_provider_modal.log.config.LOGGING_CONFIG",
         "workers.min_heartbeat_interval": "5",
         # What a task leaves running may hold its output open; it is killed as soon as the supervisor ends.
         "workers.socket_cleanup_timeout": "5",

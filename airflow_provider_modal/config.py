@@ -66,6 +66,7 @@ _OWNED_OPTIONS = {
     "modal.serverless": "it is True in an environment's own containers",
     "logging.logging_config_class": "logs are kept on the environment's Volume",
     "logging.base_log_folder": "logs are kept on the environment's Volume",
+    "logging.dag_processor_child_process_log_directory": "logs are kept on the environment's Volume",
     "dag_processor.dag_bundle_config_list": "DAGs live on the environment's Volume",
 }
 SECTIONS = ("database", "scheduler", "executor", "workers", "image", "ui", "airflow", "keys")

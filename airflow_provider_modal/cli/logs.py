@@ -38,7 +38,7 @@ def logs(
     map_index: int | None,
     try_number: int | None,
 ) -> None:
-    """Show the logs of a run, or of one of its tasks.
+    """Show the logs of a run with its callbacks, or of one of its tasks.
 
     \b
     Examples:
@@ -47,7 +47,7 @@ def logs(
 
     Needs a created environment. A running task's log is a few seconds old.
     """
-    from airflow_provider_modal.log import reader
+    from airflow_provider_modal.log import attempt, reader, segments
 
     access = modal_access.connect(resources)
     with waiting("looking for logs"):
@@ -61,26 +61,34 @@ def logs(
         for task, index, tries in found
         if tries and (try_number is None or try_number in tries)
     ]
-    if not chosen:
+    callbacks = []
+    if task_id is None and map_index is None and try_number is None:
+        callbacks = attempt.others(access.files, segments.callbacks_folder(dag_id, run_id))
+    if not chosen and not callbacks:
         if found and try_number is not None:
             tries_of = ", ".join(f"{_name(task, index)}: {tries}" for task, index, tries in found)
             raise NotFoundError(f"there is no log of try {try_number}; tries with a log: {tries_of}")
         _explain_absence(access, dag_id, run_id, task_id, map_index)
     for position, (task, index, number, tries) in enumerate(chosen):
-        if len(chosen) > 1:
-            _header(_name(task, index), number, first=position == 0)
+        if len(chosen) + len(callbacks) > 1:
+            _header(f"{_name(task, index)}, try {number}", first=position == 0)
         for line in reader.read(access.files, dag_id, run_id, task, index, number):
             click.echo(line)
-        if len(tries) > 1 and len(chosen) == 1:
+        if len(tries) > 1 and len(chosen) == 1 and not callbacks:
             # Before the note on stderr, also where both go to the same file.
             sys.stdout.flush()
             note(f"(try {number} of tries {', '.join(map(str, tries))})")
+    for position, callback in enumerate(callbacks):
+        _header(f"callback {callback.log.rpartition('/')[2]}", first=position == 0 and not chosen)
+        for line in callback.lines(access.files.read_many):
+            for text in reader.readable(line):
+                click.echo(text)
 
 
-def _header(name: str, number: int, *, first: bool) -> None:
+def _header(what: str, *, first: bool) -> None:
     if not first:
         click.echo()
-    click.secho(f"=== {name}, try {number} ===", bold=True)
+    click.secho(f"=== {what} ===", bold=True)
 
 
 def _name(task_id: str, map_index: int) -> str:

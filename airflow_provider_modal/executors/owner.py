@@ -6,12 +6,16 @@ team's executor for the global one of the same name.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 from airflow_provider_modal import wire
 from airflow_provider_modal.executors.options import Configuration, Options
+
+log = logging.getLogger(__name__)
 
 PACKAGE = "airflow_provider_modal."
 
@@ -91,7 +95,12 @@ def _is_ours(module_path: str) -> bool:
     from airflow_provider_modal.executors import ModalExecutor
 
     module, _, attribute = module_path.rpartition(".")
-    found = getattr(__import__(module, fromlist=[attribute]), attribute)
+    try:
+        found = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        # Airflow itself tells of it where the executor is needed.
+        log.warning("executor %s can't be loaded: %s", module_path, error)
+        return False
     return isinstance(found, type) and issubclass(found, ModalExecutor)
 
 

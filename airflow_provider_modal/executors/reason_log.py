@@ -16,7 +16,7 @@ from typing import Protocol
 from airflow_provider_modal import wire
 from airflow_provider_modal.executors.submit_errors import backoff
 from airflow_provider_modal.executors.threads import on_daemon_thread
-from airflow_provider_modal.log import segments, task_log
+from airflow_provider_modal.log import lines, segments
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +48,8 @@ class ReasonLog:
         """Add a reason to a try's log; return once everything that waits is written, or given up."""
         if len(self._pending) < MOST_PENDING:
             prefix = segments.segment_prefix(segments.task_log(key), time.time(), dispatch)
-            self._pending[segments.segment_path(prefix, 1, last=True)] = task_log.line(
-                "error", reason, dispatch=dispatch
+            self._pending[segments.segment_path(prefix, 1, last=True)] = lines.line(
+                "error", reason, dispatch=dispatch, **{lines.INCOMPLETE: True}
             )
         if self.busy:
             return

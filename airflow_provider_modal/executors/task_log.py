@@ -23,8 +23,10 @@ from airflow_provider_modal.errors import ModalflowError
 from airflow_provider_modal.executors.account import Account
 from airflow_provider_modal.executors.deployed import Deployed
 from airflow_provider_modal.executors.owner import Owner
-from airflow_provider_modal.log import attempt, call_log, segments, task_log
+from airflow_provider_modal.log import attempt, call_log, segments
 from airflow_provider_modal.log.attempt import Attempt
+from airflow_provider_modal.log.lines import INCOMPLETE, LOGGER
+from airflow_provider_modal.log.lines import line as line_of_ours
 
 if TYPE_CHECKING:
     from airflow_provider_modal.names import ResourceNames
@@ -52,6 +54,8 @@ JUST_ENDED = 30.0
 """Seconds after a task's end in which that is worth while."""
 FAILED = frozenset(("failed", "up_for_retry", "restarting", "upstream_failed"))
 """States of tasks that may not have ended by themselves."""
+_OURS = f'"logger": "{LOGGER}"'
+"""In lines of ours."""
 MOST_CALLS = 3
 """Of how many lost containers the output is looked for at Modal."""
 
@@ -236,15 +240,17 @@ class TaskLogs:
         lost = _lost(writers, state)
         try:
             for number, writer in enumerate(writers):
-                lines = writer.lines(self._read_many)
-                if number not in lost:
-                    yield from lines
-                    continue
-                first = next(lines, "")
                 shipped = call_log.Shipped()
-                yield first
-                yield from shipped.passing(lines)
-                yield from self._unshipped(call_log.call_of(first) or call_id, shipped)
+                of_call, incomplete = call_id, number in lost
+                for line in shipped.passing(writer.lines(self._read_many)):
+                    yield line
+                    if _OURS not in line:
+                        continue
+                    of_call = call_log.call_of(line) or of_call
+                    # Of a container that shipped nothing, only others tell.
+                    incomplete = incomplete or (not lost and INCOMPLETE in line)
+                if incomplete:
+                    yield from self._unshipped(of_call, shipped)
         except Exception as error:
             _, told = self._unreadable(key, error)
             yield from told
@@ -297,7 +303,7 @@ def _is_trigger(writer: Attempt) -> bool:
 
 
 def _line(level: str, text: str) -> str:
-    return task_log.line(level, text).decode().rstrip()
+    return line_of_ours(level, text).decode().rstrip()
 
 
 def _why(error: Exception) -> str:

@@ -142,13 +142,12 @@ def in_folder(files: Files, folder: str) -> dict[int, Attempt]:
     }
 
 
-def of_other(files: Files, log: str) -> Attempt:
-    """Return what is on the Volume of a log that is no task's.
+def others(files: Files, folder: str) -> list[Attempt]:
+    """Return the logs below a folder that are no tasks', by name.
 
-    :param log: of ``segments.other_log``.
+    :param folder: of ``segments.other_log``.
     """
-    found = (attempt for attempt in _logs(files.list(log.rpartition("/")[0])) if attempt.log == log)
-    return next(found, Attempt(log, ()))
+    return sorted(_logs(files.list(folder, recursive=True)), key=lambda found: found.log)
 
 
 def _logs(entries: Iterable[Entry]) -> list[Attempt]:

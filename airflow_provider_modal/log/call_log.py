@@ -141,7 +141,7 @@ def _event(line: str) -> tuple[float, str] | None:
 
 
 def call_of(line: str) -> str | None:
-    """Return the function call that began a log with this line; see ``log.task_log``."""
+    """Return the function call that a line of ours names, as the first one of a log does."""
     try:
         call_id = json.loads(line)["function_call"]
     except (ValueError, KeyError, TypeError):

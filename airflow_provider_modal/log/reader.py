@@ -14,6 +14,7 @@ from typing import Any
 from airflow_provider_modal.errors import NotFoundError
 from airflow_provider_modal.log import attempt, segments
 from airflow_provider_modal.log.attempt import Files
+from airflow_provider_modal.log.lines import INCOMPLETE
 from airflow_provider_modal.volume.paths import segment_text
 
 _TASK = re.compile(r"task_id=(?P<task_id>[^/]+)/(?:map_index=(?P<map_index>\d+)/)?attempt=\d+\.log")
@@ -22,7 +23,7 @@ _SHOWN_ELSEWHERE = frozenset(
 )
 _SAME_ON_EVERY_LINE = frozenset(("ti_id", "dag_id", "run_id", "task_id", "try_number", "map_index"))
 """What Airflow binds to every line of a task's log: whose log this is, which the reader has asked for."""
-_NOT_IN_TEXT = _SHOWN_ELSEWHERE | _SAME_ON_EVERY_LINE
+_NOT_IN_TEXT = _SHOWN_ELSEWHERE | _SAME_ON_EVERY_LINE | {INCOMPLETE}
 
 
 def tasks(files: Files, dag_id: str, run_id: str) -> list[tuple[str, int]]:

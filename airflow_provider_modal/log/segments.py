@@ -23,6 +23,10 @@ from airflow_provider_modal.volume.paths import safe_path, safe_segment
 
 TRIGGER = "trigger-"
 """What the dispatch of a segment begins with that a trigger wrote."""
+CALLBACKS = "executor_callbacks"
+"""Where Airflow puts the logs of callbacks that an executor runs."""
+PARSING = "dag_processor"
+"""Where the logs of DAG files are, by day and bundle."""
 _SEGMENT = re.compile(
     r"(?P<log>.+)\.(?P<started>\d{8}T\d{6}\.\d{6}Z)-(?P<dispatch>[^/]+)\.(?P<sequence>\d{6,})(?P<end>\.end)?"
 )
@@ -66,6 +70,11 @@ def task_log(key: wire.TaskKey) -> str:
     """Return what the log of a try is called on the Volume."""
     folder = task_folder(key.dag_id, key.run_id, key.task_id, key.map_index)
     return f"{folder}/attempt={key.try_number}.log"
+
+
+def callbacks_folder(dag_id: str, run_id: str) -> str:
+    """Return the folder of the logs of a run's callbacks on the Volume."""
+    return other_log(f"{CALLBACKS}/{dag_id}/{run_id}")
 
 
 def other_log(log_path: str) -> str:

@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 INTERVAL = 3.0
 """Seconds between two looks at the file."""
+FIRST_LOOK = 1.0
+"""Seconds until the first: a person waits for it, but a short task's log shall be one segment."""
 SEGMENT_BYTES = 1024 * 1024
 SEGMENTS_PER_UPLOAD = 8
 MAX_PAUSE = 30.0
@@ -109,7 +111,7 @@ class LogShipper:
         return unshipped <= 0
 
     def _run(self) -> None:
-        pause = self._interval
+        pause = min(self._interval, FIRST_LOOK)
         while True:
             finishing = self._finish.wait(pause)
             try:

@@ -6,33 +6,19 @@ container took it, why it was stopped) is added here, in the same form, because 
 
 from __future__ import annotations
 
-import json
 import logging
-from datetime import datetime, timezone
 from pathlib import Path
 
 from airflow_provider_modal import wire
 from airflow_provider_modal.log import segments, tail
+from airflow_provider_modal.log.lines import line
 from airflow_provider_modal.log.shipper import LogShipper, Writer
 from airflow_provider_modal.volume.paths import below
 
 log = logging.getLogger(__name__)
 
-LOGGER = "modalflow"
-"""Name under which lines of ours appear."""
-
 EVENT_WAITS = 2.0
 """Seconds that whoever waits for the task's end waits for the end of its log, too."""
-
-
-def line(level: str, event: str, **values: object) -> bytes:
-    """Return a line of ours in the form of Airflow 3's task logs, with its end.
-
-    :param level: ``info``, ``warning`` or ``error``.
-    """
-    timestamp = datetime.now(timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")
-    record = {"timestamp": timestamp, "level": level, "event": event, "logger": LOGGER, **values}
-    return json.dumps(record).encode() + b"\n"
 
 
 class TaskLog:
@@ -80,7 +66,7 @@ class TaskLog:
         self._shipper.start()
 
     def note(self, level: str, event: str, **values: object) -> None:
-        """Add a line of ours; see ``line``."""
+        """Add a line of ours; see ``lines.line``."""
         if self._local is None:
             return
         try:

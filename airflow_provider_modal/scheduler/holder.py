@@ -28,6 +28,7 @@ from airflow_provider_modal.errors import ModalflowError
 from airflow_provider_modal.names import ResourceNames
 from airflow_provider_modal.scheduler import due, history, jobs, parse_venvs
 from airflow_provider_modal.scheduler import run as child_targets
+from airflow_provider_modal.scheduler.parse_logs import ParseLogs
 from airflow_provider_modal.scheduler.parsing import Limits
 from airflow_provider_modal.scheduler.unchanged import unchanged_files
 from airflow_provider_modal.triggerer import keeper
@@ -152,7 +153,13 @@ class _Run:
 
     def _steps(self) -> dict[str, Any]:
         ended = jobs.end_predecessors(self._lock.connection, self._resources.env, jobs.SCHEDULER_JOB)
-        summary: dict[str, Any] = {"predecessors": ended, "parse": self._parse()}
+        files = VolumeFiles.open(self._resources, airflow_settings.volume_mount())
+        began = time.time()
+        summary: dict[str, Any] = {"predecessors": ended, "parse": self._parse(files)}
+        with ParseLogs(files, airflow_settings.parse_log_folder(), began):
+            return self._schedule(summary)
+
+    def _schedule(self, summary: dict[str, Any]) -> dict[str, Any]:
         # Before scheduling reads anything: what changes from now on is new to whoever compares.
         seen = due.look(self._lock.connection)
         scheduled = self._in_child(
@@ -170,9 +177,8 @@ class _Run:
             summary["look"] = seen
         return {"outcome": "failed" if failed else history.DONE, **summary, "more": more}
 
-    def _parse(self) -> dict[str, Any]:
+    def _parse(self, files: VolumeFiles) -> dict[str, Any]:
         """Parse what must be parsed; running tasks are looked after even when that is not possible."""
-        files = VolumeFiles.open(self._resources, airflow_settings.volume_mount())
         try:
             version = dag_versions.snapshot(files, lock=DagTreeLock.open(self._resources))
             if any(path.startswith(f"{dag_copies.PLUGINS}/") for path in version.files):

@@ -20,6 +20,7 @@ from airflow_provider_modal import airflow_settings, names, version_compat, wire
 from airflow_provider_modal.container.zygote import Outcome, Zygote, ZygoteError
 from airflow_provider_modal.errors import ModalflowError, UnreachableError
 from airflow_provider_modal.log import tail
+from airflow_provider_modal.log.lines import INCOMPLETE
 from airflow_provider_modal.log.task_log import TaskLog
 from airflow_provider_modal.modal_errors import is_refused_token
 from airflow_provider_modal.venvs.provision import Venvs
@@ -126,7 +127,8 @@ class _Run:
         log.info("dispatch %s: %s%s", self.call.dispatch, completion.outcome, f": {reason}" if reason else "")
         if reason is not None:
             failed = completion.outcome in ("failed", "not_started")
-            self.log.note("error" if failed else "info", reason)
+            values = {INCOMPLETE: True} if self.lost_container is not None else {}
+            self.log.note("error" if failed else "info", reason, **values)
         self._ended_log(self.log.end)
         self.container.report(
             completion, partition=self.call.partition, wakes_scheduler=self.call.wakes_scheduler

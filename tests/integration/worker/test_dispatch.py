@@ -14,6 +14,7 @@ import pytest
 
 from airflow_provider_modal import airflow_settings, app, names, wire
 from airflow_provider_modal.config import EnvironmentConfig, ImageConfig, SchedulerConfig, WorkerProfile
+from airflow_provider_modal.executors.task_log import TaskLogs
 from airflow_provider_modal.log import reader
 from airflow_provider_modal.volume import dag_versions
 from airflow_provider_modal.volume.files import VolumeFiles
@@ -252,6 +253,16 @@ def test_task_whose_container_is_lost_is_not_run_twice(environment: Environment)
     log = environment.log(call)
     assert lost in log[0] or str(completion.container) in log[0]
     assert any("was lost" in line for line in log)
+    # A page has the lost container's lines once, whether they were shipped or Modal alone has them.
+    logs = TaskLogs(environment.resources)
+
+    def on_page() -> list[str]:
+        _, lines = logs.stream(call.key, spawned.object_id, "failed", None)
+        return [json.loads(line)["event"].partition("  ")[0].strip() for line in lines or ()]
+
+    once = ("::group::Pre Execute", "Worker startup parse complete")
+    wait_until(lambda: set(once) <= set(on_page()), 30, "the lost container's output at Modal")
+    assert [on_page().count(event) for event in once] == [1, 1]
 
 
 def test_container_that_runs_out_of_memory_is_told_with_its_limit(environment: Environment) -> None:

@@ -105,7 +105,9 @@ def test_no_log_is_no_error() -> None:
 
 def test_what_is_no_task_has_a_log_too() -> None:
     files = Stored()
-    log = segments.other_log("executor_callbacks/d/r/1")
-    files.contents[segments.segment_path(segments.segment_prefix(log, 1.0, "c"), 1)] = b"called\n"
-    assert list(attempt.of_other(files, log).lines(files.read_many)) == ["called"]
-    assert not attempt.of_other(files, log + "1").pieces
+    for name in ("2", "1"):
+        prefix = segments.segment_prefix(segments.other_log(f"{segments.CALLBACKS}/d/r/{name}"), 1.0, "c")
+        files.contents[segments.segment_path(prefix, 1)] = name.encode()
+    found = attempt.others(files, segments.callbacks_folder("d", "r"))
+    assert [list(log.lines(files.read_many)) for log in found] == [["1"], ["2"]]
+    assert attempt.others(files, segments.callbacks_folder("d", "other")) == []
