@@ -44,8 +44,9 @@ class ParseLogs:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Wait a moment for the end."""
-        self._thread.join(END_SECONDS)
+        """Wait a moment for the end, unless something more urgent has happened."""
+        if kind is None:
+            self._thread.join(END_SECONDS)
 
     def _run(self) -> None:
         try:

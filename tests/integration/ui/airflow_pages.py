@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
+from logging.config import dictConfig
 from typing import Any
+
+TASK_LOGGING = {"handlers": "task", "loggers": "airflow.task"}
 
 
 def add_task(dag_id: str, task_id: str, run_id: str, **values: Any) -> None:
@@ -49,11 +52,13 @@ def take_over_log_template() -> None:
 def get(paths: list[str], accept: str = "application/json") -> list[tuple[int, Any]]:
     """Return status and content of pages, as the UI asks for them; of a stream its lines."""
     from airflow.api_fastapi.app import create_app
-    from airflow.logging_config import configure_logging
     from fastapi.testclient import TestClient
 
-    # As a process does that starts with this configuration; the zygote has another.
-    configure_logging()
+    from airflow_provider_modal.log.config import LOGGING_CONFIG
+
+    # As Airflow does when an API server starts; a worker's zygote has set up logging otherwise.
+    parts = {kind: {name: LOGGING_CONFIG[kind][name]} for kind, name in TASK_LOGGING.items()}
+    dictConfig({**LOGGING_CONFIG, **parts, "root": {}})
     with TestClient(create_app(apps="core")) as client:
         token = client.get("/auth/token").json()["access_token"]
         headers = {"Authorization": f"Bearer {token}", "Accept": accept}

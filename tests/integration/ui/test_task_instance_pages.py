@@ -74,7 +74,6 @@ def pages(
         "AIRFLOW__CORE__EXECUTOR": "airflow_provider_modal.executors.ModalExecutor",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
         "AIRFLOW__MODAL__ENVIRONMENT": resources.env,
-        "AIRFLOW__LOGGING__LOGGING_CONFIG_CLASS": "airflow_provider_modal.log.config.LOGGING_CONFIG",
         # Pages don't depend on what the files on local disk are called.
         "AIRFLOW__LOGGING__LOG_FILENAME_TEMPLATE": "mine/{{ ti.run_id }}-{{ try_number }}.txt",
     }
@@ -85,6 +84,10 @@ def pages(
     ):
         modal.Volume.from_name(resources.volume, version=2, create_if_missing=True).hydrate()
         patch.syspath_prepend(str(HERE))
+        # Airflow sets up logging once, which is in the zygote here.
+        patch.setenv(
+            "AIRFLOW__LOGGING__LOGGING_CONFIG_CLASS", "airflow_provider_modal.log.config.LOGGING_CONFIG"
+        )
         with airflow_host(url, tmp_path_factory.mktemp("ui")) as host:
             host.call("add_dags", folder=str(DAGS))
             pages = Pages(host, env, VolumeFiles.open(resources))
