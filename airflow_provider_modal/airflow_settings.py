@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-from airflow_provider_modal import names
+from airflow_provider_modal import names, version_compat
 from airflow_provider_modal.config import EnvironmentConfig
 from airflow_provider_modal.errors import ConfigError
 
@@ -174,6 +174,7 @@ def _owned(config: EnvironmentConfig, env: str) -> dict[str, str]:
     return {
         "core.executor": "airflow_provider_modal.executors.ModalExecutor",
         "core.hostname_callable": "airflow_provider_modal.container.identity.get_hostname",
+        "core.xcom_backend": f"{version_compat.adapter('airflow_provider_modal.xcom')}.VolumeXComBackend",
         "core.parallelism": str(config.executor.parallelism),
         "core.dags_folder": str(local_root() / "dags"),
         "core.simple_auth_manager_all_admins": "False",
@@ -183,6 +184,8 @@ def _owned(config: EnvironmentConfig, env: str) -> dict[str, str]:
         "logging.base_log_folder": str(log_folder()),
         "logging.dag_processor_child_process_log_directory": str(parse_log_folder()),
         "modal.environment": env,
+        "modal.xcom_threshold_bytes": str(config.xcom.threshold_bytes),
+        "modal.xcom_allow_pickle": str(config.xcom.allow_pickle),
         "modal.serverless": "True",
     }
 

@@ -49,6 +49,7 @@ _AIRFLOW_OPTION = re.compile(r"[a-z0-9_]+(\.[a-z0-9_-]+)+")
 
 _OWNED_OPTIONS = {
     "core.executor": "it is ModalExecutor",
+    "core.xcom_backend": "set xcom.threshold_bytes; large values are on the Volume",
     "core.hostname_callable": "task instances are fenced by it",
     "core.simple_auth_manager_all_admins": "the UI is never reachable without a login",
     "core.simple_auth_manager_passwords_file": "set ui.users",
@@ -63,16 +64,15 @@ _OWNED_OPTIONS = {
     "api.secret_key": "it is made by create",
     "webserver.secret_key": "it is made by create",
     "modal.environment": "it is the name given to create",
+    "modal.xcom_threshold_bytes": "set xcom.threshold_bytes",
+    "modal.xcom_allow_pickle": "set xcom.allow_pickle",
     "modal.serverless": "it is True in an environment's own containers",
     "logging.logging_config_class": "logs are kept on the environment's Volume",
     "logging.base_log_folder": "logs are kept on the environment's Volume",
     "logging.dag_processor_child_process_log_directory": "logs are kept on the environment's Volume",
     "dag_processor.dag_bundle_config_list": "DAGs live on the environment's Volume",
 }
-SECTIONS = ("database", "scheduler", "executor", "workers", "image", "ui", "airflow", "keys")
-_NOT_YET = {
-    "xcom": "XComs are kept in the database so far; remove the section",
-}
+SECTIONS = ("database", "scheduler", "executor", "workers", "image", "xcom", "ui", "airflow", "keys")
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,16 @@ class ImageConfig:
 
 
 @dataclass(frozen=True)
+class XComConfig:
+    """``xcom``: where the values are that tasks pass on."""
+
+    threshold_bytes: int = 32768
+    """Bytes of JSON up to which a value is in the database; larger ones are on the Volume. 0: all of them."""
+    allow_pickle: bool = False
+    """Whether values that JSON can't carry may be pickled; reading a pickle runs its author's code."""
+
+
+@dataclass(frozen=True)
 class UiUser:
     """``ui.users.{name}``: who may log in to the UI, and as what: viewer, user, op or admin (see Airflow's
     simple auth manager)."""
@@ -165,6 +175,7 @@ class EnvironmentConfig:
         default_factory=lambda: {names.DEFAULT_PROFILE: WorkerProfile()}
     )
     image: ImageConfig = field(default_factory=ImageConfig)
+    xcom: XComConfig = field(default_factory=XComConfig)
     ui_users: Mapping[str, UiUser] = field(default_factory=dict)
     airflow: Mapping[str, str] = field(default_factory=dict, repr=False)
     fernet_key: str | None = field(default=None, repr=False)
@@ -180,6 +191,7 @@ class EnvironmentConfig:
             "executor": asdict(self.executor),
             "workers": {name: asdict(profile) for name, profile in self.workers.items()},
             "image": {"base": self.image.base, "secrets": list(self.image.secrets)},
+            "xcom": asdict(self.xcom),
             "ui_users": {name: user.role for name, user in self.ui_users.items()},
         }
 
@@ -193,6 +205,7 @@ class EnvironmentConfig:
             executor=_known(ExecutorConfig, settings["executor"]),
             workers={name: _known(WorkerProfile, profile) for name, profile in settings["workers"].items()},
             image=_known(ImageConfig, settings["image"]),
+            xcom=_known(XComConfig, settings["xcom"]),
             ui_users={name: UiUser(role=role) for name, role in settings["ui_users"].items()},
         )
 
@@ -216,10 +229,7 @@ def parse(data: Any, *, source: str, environ: Mapping[str, str]) -> EnvironmentC
     if not isinstance(data, Mapping):
         raise ConfigError(f"{source}: expected sections such as 'database:', found {kind(data)}")
     reader = Reader(source, environ)
-    reader.known_keys("", data, [*SECTIONS, *_NOT_YET])
-    for section, why in _NOT_YET.items():
-        if section in data:
-            raise ConfigError(f"{source}: {section} is not available yet: {why}")
+    reader.known_keys("", data, [*SECTIONS])
 
     database = reader.section(data, "database", ["connection_string"])
     if "connection_string" not in database:
@@ -268,6 +278,8 @@ def parse(data: Any, *, source: str, environ: Mapping[str, str]) -> EnvironmentC
 
     workers = _workers(reader, data)
     image = reader.dataclass(ImageConfig, data, "image")
+    xcom = reader.dataclass(XComConfig, data, "xcom")
+    reader.positive("xcom", xcom, zero_allowed=("threshold_bytes",))
     keys = reader.section(data, "keys", ["fernet_key"])
     return EnvironmentConfig(
         connection_string=connection_string,
@@ -275,6 +287,7 @@ def parse(data: Any, *, source: str, environ: Mapping[str, str]) -> EnvironmentC
         executor=executor,
         workers=workers,
         image=image,
+        xcom=xcom,
         ui_users=_ui_users(reader, data),
         airflow=_airflow_options(reader, data),
         fernet_key=reader.text("keys.fernet_key", keys["fernet_key"]) if "fernet_key" in keys else None,

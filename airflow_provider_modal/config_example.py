@@ -38,6 +38,7 @@ def example() -> str:
         _section("executor", config.ExecutorConfig),
         _section("workers", config.WorkerProfile, names.DEFAULT_PROFILE),
         _section("image", config.ImageConfig),
+        _section("xcom", config.XComConfig),
         f"{_comment(_UI)}\nui:\n  users:\n" + _keys(config.UiUser, "    ", entry="alice"),
         f"{_comment(_AIRFLOW)}\nairflow:\n  #core.max_active_runs_per_dag: 4",
         f"{_comment(_KEYS)}\nkeys:\n  #fernet_key: ${{FERNET_KEY}}",

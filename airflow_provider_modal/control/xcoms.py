@@ -10,7 +10,11 @@ from airflow.serialization import stringify
 from airflow.utils.session import create_session
 
 from airflow_provider_modal.errors import NotFoundError
+from airflow_provider_modal.xcom import place
+from airflow_provider_modal.xcom.reference import Reference
 
+SHOWN_BYTES = 1024 * 1024
+"""How large a value on the Volume may be to be read for people."""
 _NOT_SUPPORTED: type[Exception] | tuple[()] = getattr(stringify, "StringifyNotSupportedError", ())
 """What says that a value can't be told without its class; since 3.4 there is no such value."""
 
@@ -19,6 +23,8 @@ def get(
     dag_id: str, run_id: str, task_id: str, key: str = "return_value", map_index: int = -1
 ) -> dict[str, Any]:
     """Return an XCom as JSON: ``{"value": ...}``; what JSON can't say is told as Airflow's UI tells it.
+
+    Of a value on the Volume that is very large, or pickled, only where it is.
 
     :raises NotFoundError: the task left no such value.
     """
@@ -35,8 +41,12 @@ def get(
 
 
 def _jsonable(found: Any) -> Any:
+    stored = found.value
+    reference = Reference.from_value(stored)
+    if reference is not None and reference.encoding == "json" and reference.bytes <= SHOWN_BYTES:
+        stored = place.current().load(reference)
     try:
-        value = stringify.stringify(found.value)
+        value = stringify.stringify(stored)
     except _NOT_SUPPORTED:
         value = XComModel.deserialize_value(found)
     try:

@@ -73,6 +73,7 @@ def deployment(acceptance_database: str, tmp_path_factory: pytest.TempPathFactor
             workers={"default": workers},
             image=image,
             airflow={"modal.container_lost_after": 15},
+            xcom={"threshold_bytes": 0},
         )
         deployment = Deployment(environment_name("test"), local, config)
         try:

@@ -69,6 +69,7 @@ def served(deployment: Deployment) -> Iterator[tuple[dict[str, Any], subprocess.
 
 
 def test_a_person_logs_in_triggers_a_dag_and_reads_its_log(recorded: Deployment, recorder: Recorder) -> None:
+    passed = recorded.trigger("passed_on")
     with served(recorded) as (told, _):
         browser = Browser(told["url"])
         status, page = browser.ask("/")
@@ -92,6 +93,17 @@ def test_a_person_logs_in_triggers_a_dag_and_reads_its_log(recorded: Deployment,
         status, log = browser.ask(f"{of_task}/logs/1")
         events = [line["event"] for line in log["content"]]
         assert status == 200 and "Done. Returned value was: None" in events, events
+
+        assert recorded.finished("passed_on", passed)["state"] == "success"
+        of_task = f"/api/v2/dags/passed_on/dagRuns/{passed}/taskInstances/together"
+        # What the UI shows of a value that is on the Volume.
+        status, shown = browser.ask(f"{of_task}/xcomEntries/return_value")
+        assert status == 200 and shown["value"]["type"] == "list", shown
+    # As modal's own command line has it.
+    of_run = f"xcom/passed_on/{passed}"
+    command = [sys.executable, "-m", "modal", "volume", "get", ResourceNames(recorded.name).volume]
+    value = run([*command, shown["value"]["path"], "-"], recorded.environ).stdout
+    assert shown["value"]["path"].startswith(f"{of_run}/together/-1/") and value.startswith("[2, 200000]")
     apps = json.loads(run([sys.executable, "-m", "modal", "app", "list", "--json"], recorded.environ).stdout)
     # The names of the columns differ between versions of modal.
     rows = [[str(value) for value in app.values()] for app in apps]

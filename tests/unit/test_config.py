@@ -158,7 +158,8 @@ def test_a_variable_that_is_not_set_is_named() -> None:
         (with_database(airflow={"core.x": {"a": 1}}), "must be a text"),
         (with_database(keys={"fernet": PASSWORD}), "did you mean keys.fernet_key?"),
         (with_database(keys={"fernet_key": None}), "keys.fernet_key must be a text"),
-        (with_database(xcom={"threshold_bytes": 1}), "xcom is not available yet"),
+        (with_database(xcom={"threshold_bytes": -1}), "xcom.threshold_bytes must be 0 or more"),
+        (with_database(xcom={"allow_pickle": 1}), "xcom.allow_pickle must be true or false"),
     ],
 )
 def test_what_is_wrong_is_named(data: Any, says: str) -> None:

@@ -63,5 +63,25 @@ def recorded_single() -> None:
     only()
 
 
+@dag(schedule=None, start_date=datetime(2025, 1, 1, tzinfo=timezone.utc), catchup=False)
+def passed_on() -> None:
+    """Values go from task to task, by mapping, too."""
+
+    @task
+    def several() -> list[str]:
+        return ["a", "b" * 100_000]
+
+    @task
+    def longer(text: str) -> dict[str, str]:
+        return {"text": text * 2}
+
+    @task
+    def together(values: list[dict[str, str]]) -> list[int]:
+        return [len(value["text"]) for value in values]
+
+    together(longer.expand(text=several()))
+
+
 recorded_chain()
+passed_on()
 recorded_single()

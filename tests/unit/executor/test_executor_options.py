@@ -4,9 +4,11 @@ from dataclasses import fields
 
 import pytest
 
+from airflow_provider_modal.config import XComConfig
 from airflow_provider_modal.errors import ConfigError
 from airflow_provider_modal.executors.options import SECTION, Options, too_soon
 from airflow_provider_modal.get_provider_info import get_provider_info
+from airflow_provider_modal.xcom.af3 import THRESHOLD
 
 
 class Settings:
@@ -18,9 +20,15 @@ class Settings:
         return self.values.get(key, fallback)
 
 
+OF_XCOMS = {"xcom_threshold_bytes", "xcom_allow_pickle"}
+"""Options of the section that are not the executor's."""
+
+
 def test_defaults_are_those_of_the_manifest() -> None:
     manifest = get_provider_info()["config"][SECTION]["options"]
-    assert set(manifest) == {option.name for option in fields(Options)}
+    assert set(manifest) - OF_XCOMS == {option.name for option in fields(Options)}
+    assert manifest["xcom_threshold_bytes"]["default"] == str(XComConfig.threshold_bytes) == str(THRESHOLD)
+    assert manifest["xcom_allow_pickle"]["default"] == str(XComConfig.allow_pickle)
     documented = {
         name: option["default"] for name, option in manifest.items() if option["default"] is not None
     }
@@ -31,7 +39,7 @@ def test_types_are_those_of_the_manifest() -> None:
     manifest = get_provider_info()["config"][SECTION]["options"]
     words = {"str | None": "string", "bool": "boolean", "int": "integer", "float": "float"}
     assert {option.name: words[str(option.type)] for option in fields(Options)} == {
-        name: option["type"] for name, option in manifest.items()
+        name: option["type"] for name, option in manifest.items() if name not in OF_XCOMS
     }
 
 
