@@ -202,6 +202,7 @@ def test_entries_of_a_dict_expire(isolated_server: LocalModal, sdk: Sdk) -> None
 
 def test_a_quota_of_inputs_is_exhausted_while_too_many_wait(isolated_server: LocalModal, sdk: Sdk) -> None:
     gated = sdk.function("gated")
+    none_of(isolated_server, "gated")
     with isolated_server.fault("start-stalls", function="gated"):
         waiting = gated.spawn(unique("never"))
         with isolated_server.fault("quota-inputs", object="gated", limit=1):

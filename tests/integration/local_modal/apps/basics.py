@@ -120,9 +120,13 @@ def reluctant(key: str, heed: bool) -> str:
     events = modal.Queue.from_name("basics-events", create_if_missing=True)
     notes = modal.Dict.from_name("basics-notes", create_if_missing=True)
     me = os.environ["MODAL_TASK_ID"]
-    events.put(("begin", me), partition=key)
+    begun = False
     while True:
         try:
+            if not begun:
+                # Who reads this may interrupt before it returns here.
+                begun = True
+                events.put(("begin", me), partition=key)
             while key not in notes:
                 time.sleep(0.05)
             return me
