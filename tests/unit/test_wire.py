@@ -93,7 +93,14 @@ def test_what_is_not_a_message_of_ours_is_refused(cls: type[TaskCall], message: 
 @pytest.mark.parametrize("missing", [f.name for f in fields(TaskCall) if f.name not in ("env", "queued_at")])
 def test_a_call_without_a_needed_field_is_refused(missing: str) -> None:
     message = {name: value for name, value in a_call().to_wire().items() if name != missing}
-    if missing in ("requirements", "on_container_loss", "wakes_scheduler", "memory", "log_lines"):
+    if missing in (
+        "requirements",
+        "on_container_loss",
+        "wakes_scheduler",
+        "memory",
+        "log_lines",
+        "lost_after",
+    ):
         assert TaskCall.from_wire(message) == a_call_like(message)
         return
     with pytest.raises(WireError, match="malformed task call"):
