@@ -16,8 +16,17 @@ from urllib.parse import urlsplit
 
 import psycopg2
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tools.postgres import THROW_AWAY, serve
+
+# The same examples each time, and none is too slow for a machine that is busy; HYPOTHESIS_PROFILE=searching
+# looks for new ones.
+settings.register_profile(
+    "repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("searching", deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 SHARED_ENVIRONMENT = (
     "test_container_loss",

@@ -119,8 +119,13 @@ def test_functions(isolated_server: LocalModal) -> None:
         isolated_server, "result = [f('square').remote(4), f('talk').with_options(timeout=50).remote(1, 1)]"
     )
     assert "square" in modal(isolated_server, "function", "info", "basics/square")
-    calls = listed(isolated_server, "function", "calls", "basics/square", "--since", "1h")
-    assert calls and calls[-1]["function_call_id"].startswith("fc-") and calls[-1]["container_id"]
+    # Its range ends now, by a clock of whole seconds: a call of this second may not be in it yet.
+    calls = wait_until(
+        lambda: listed(isolated_server, "function", "calls", "basics/square", "--since", "1h"),
+        30,
+        "it is listed",
+    )
+    assert calls[-1]["function_call_id"].startswith("fc-") and calls[-1]["container_id"]
     assert len(listed(isolated_server, "function", "calls", "basics/talk", "--all-variants")) >= 1
     assert "000000x" in modal(isolated_server, "function", "logs", "basics/talk")
     assert len(listed(isolated_server, "function", "variants", "basics/talk")) >= 1
