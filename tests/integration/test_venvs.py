@@ -189,7 +189,7 @@ def test_what_cannot_be_installed_is_told_to_all_who_wait(world: World, environ:
     with pytest.raises(ConfigError, match="pydantic <2 was asked for, and Airflow in this image needs"):
         world.container("a").ready(("pydantic<2",), environ, soon())
     away = {**environ, "UV_NO_INDEX": "", "UV_HTTP_RETRIES": "0"}
-    away["UV_DEFAULT_INDEX"] = "http://user:hunter2secret@127.0.0.1:9/simple"
+    away["UV_DEFAULT_INDEX"] = "http://user:hunter2secret@127.0.0.1:9/wheels"
     with pytest.raises(UnreachableError) as unreachable:
         world.container("a").ready(("absent",), away, soon())
     assert "package index can't be reached" in str(unreachable.value)

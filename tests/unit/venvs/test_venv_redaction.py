@@ -10,14 +10,14 @@ TOKEN = "tok%2Fen-9f8e7d"
 
 def test_no_credential_of_an_index_is_shown() -> None:
     environ = {
-        "UV_INDEX_URL": f"https://__token__:{TOKEN}@index.example/simple",
-        "UV_INDEX": f"team=https://reader:pass-word@team.example/simple/?key={TOKEN}1 https://plain.example",
+        "UV_INDEX_URL": f"https://__token__:{TOKEN}@index.example/wheels",
+        "UV_INDEX": f"team=https://reader:pass-word@team.example/wheels/?key={TOKEN}1 https://plain.example",
         "UV_INDEX_TEAM_PASSWORD": "bare-secret",
         "PIP_EXTRA_INDEX_URL": "https://key-only@extra.example",
         "OTHER": "https://u:not-an-index@host",
     }
     said = (
-        f"error: failed to fetch https://__token__:{TOKEN}@index.example/simple/a/?x=y\n"
+        f"error: failed to fetch https://__token__:{TOKEN}@index.example/wheels/a/?x=y\n"
         f"password tok/en-9f8e7d and {TOKEN}1, reader, pass-word, bare-secret, key-only\n"
         "https://someone:else@third.example/p and a @ git+https://x@y/z, me@example.com\n"
         "https://plain.example/a-1.0.whl"
@@ -25,7 +25,7 @@ def test_no_credential_of_an_index_is_shown() -> None:
     shown = redacted(said, environ)
     for secret in (TOKEN, "tok/en", "__token__", "reader", "pass-word", "bare-secret", "key-only", "someone"):
         assert secret not in shown, shown
-    for kept in ("failed to fetch https://***@index.example/simple/a/?***", "me@example.com", "a-1.0.whl"):
+    for kept in ("failed to fetch https://***@index.example/wheels/a/?***", "me@example.com", "a-1.0.whl"):
         assert kept in shown, shown
 
 

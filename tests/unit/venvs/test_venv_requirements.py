@@ -8,6 +8,7 @@ from airflow_provider_modal.errors import ConfigError
 from airflow_provider_modal.venvs import image, requirements
 
 PASSWORD = "hunter2secret"
+WITH_PASSWORD = f"https://u:{PASSWORD}@host"
 
 
 def test_equal_wishes_have_equal_texts() -> None:
@@ -49,7 +50,7 @@ def test_a_file_has_comments_and_long_lines_but_no_options() -> None:
         "pandas==2.2.3",
     )
     for line, option in (
-        (f"--index-url=https://u:{PASSWORD}@host", "--index-url"),
+        ("--index-url=" + WITH_PASSWORD, "--index-url"),
         ("-r other.txt", "-r"),
         ("a==1 --hash=sha256:0", "--hash"),
     ):
