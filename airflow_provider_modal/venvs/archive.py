@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import gzip
-import hashlib
 import os
 import shutil
 import tarfile
@@ -64,15 +63,6 @@ def unpack(archive: Path, folder: Path) -> None:
         if isinstance(error, OSError) and error.errno not in (None, errno.EEXIST):
             raise  # of the local disk
         raise ArchiveError(f"{archive.name} can't be unpacked: {error}") from None
-
-
-def digest(path: Path) -> str:
-    """Return the sha256 of a file."""
-    sha = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            sha.update(block)
-    return sha.hexdigest()
 
 
 def _walk(folder: Path) -> Iterator[tuple[Path, str]]:

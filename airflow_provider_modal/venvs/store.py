@@ -21,6 +21,7 @@ from pathlib import Path
 from airflow_provider_modal import names
 from airflow_provider_modal.errors import ModalflowError
 from airflow_provider_modal.venvs import archive
+from airflow_provider_modal.volume.digests import sha256_of
 from airflow_provider_modal.volume.files import Entry, VolumeFiles
 
 log = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ class VenvStore:
         stored = Stored(
             archive=f"{names.VENVS_FOLDER}/{key}.{uuid.uuid4().hex}{_ARCHIVE}",
             size=local.stat().st_size,
-            sha256=archive.digest(local),
+            sha256=sha256_of(local),
             packages=tuple(packages),
             made_at=now,
             used_at=now,
@@ -200,4 +201,4 @@ def _read(content: bytes) -> Stored:
 
 
 def _fits(stored: Stored, local: Path) -> bool:
-    return local.stat().st_size == stored.size and archive.digest(local) == stored.sha256
+    return local.stat().st_size == stored.size and sha256_of(local) == stored.sha256

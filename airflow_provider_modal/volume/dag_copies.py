@@ -18,7 +18,8 @@ from pathlib import Path
 from airflow_provider_modal import airflow_settings, names
 from airflow_provider_modal.errors import ModalflowError, NotFoundError
 from airflow_provider_modal.volume.dag_tree import FILES_FOLDER
-from airflow_provider_modal.volume.dag_versions import DagVersion, read_version, sha256_of
+from airflow_provider_modal.volume.dag_versions import DagVersion, read_version
+from airflow_provider_modal.volume.digests import sha256_of
 from airflow_provider_modal.volume.files import VolumeFiles
 from airflow_provider_modal.volume.paths import below
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from airflow_provider_modal.errors import ModalflowError
 from airflow_provider_modal.volume import dag_tree, dag_versions
 from airflow_provider_modal.volume.dag_lock import Lease
-from airflow_provider_modal.volume.dag_versions import DagVersion, sha256_of
+from airflow_provider_modal.volume.dag_versions import DagVersion
+from airflow_provider_modal.volume.digests import sha256_of
 from airflow_provider_modal.volume.files import VolumeFiles
 
 

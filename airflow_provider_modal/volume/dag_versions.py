@@ -30,6 +30,7 @@ from airflow_provider_modal.errors import ModalflowError, NotFoundError
 from airflow_provider_modal.volume import dag_tree
 from airflow_provider_modal.volume.dag_lock import DagTreeLock, TreeBusyError
 from airflow_provider_modal.volume.dag_tree import FILES_FOLDER
+from airflow_provider_modal.volume.digests import sha256_of
 from airflow_provider_modal.volume.files import Entry, VolumeFiles
 from airflow_provider_modal.volume.paths import inner_path
 
@@ -283,15 +284,6 @@ def store(
         files.write_many({f"{FILES_FOLDER}/{sha256}": local[sha256] for sha256 in batch})
         done(len(batch))
     files.write(f"{VERSIONS_FOLDER}/{version.digest}.json", version.manifest())
-
-
-def sha256_of(path: Path) -> str:
-    """Return the digest of a local file's content, read piece by piece."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1024 * 1024):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def _version_of(listing: Mapping[str, _Seen]) -> DagVersion:

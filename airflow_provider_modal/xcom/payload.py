@@ -20,6 +20,7 @@ from typing import IO, Any
 import cloudpickle
 
 from airflow_provider_modal.errors import ModalflowError
+from airflow_provider_modal.volume.digests import sha256_of
 from airflow_provider_modal.xcom.reference import Compression, Encoding, Reference
 
 COMPRESSED_FROM = 4096
@@ -112,11 +113,6 @@ def _file(
             write(raw)
             length = raw.tell()
         raw.flush()
-        sha = hashlib.sha256()
-        raw.seek(0)
-        while piece := raw.read(PIECE):
-            sha.update(piece)
-        stored = raw.tell()
-        yield Packed(
-            Path(raw.name), length, stored, sha.hexdigest(), encoding, "gzip" if compress else "none"
-        )
+        local = Path(raw.name)
+        stored = local.stat().st_size
+        yield Packed(local, length, stored, sha256_of(local), encoding, "gzip" if compress else "none")
