@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from airflow_provider_modal.side_thread import beside
+
 log = logging.getLogger(__name__)
 
 BEAT_SECONDS = 5.0
@@ -107,20 +109,16 @@ class Lease:
     @contextmanager
     def kept(self) -> Iterator[None]:
         """Renew the lease during the block, and free it afterwards; see :meth:`fail`."""
-        over = threading.Event()
 
-        def beat() -> None:
+        def beat(over: threading.Event) -> None:
             while not over.wait(BEAT_SECONDS):
                 self._renew()
 
-        thread = threading.Thread(target=beat, name="lease-beat", daemon=True)
-        thread.start()
         try:
-            yield
+            # Waited for without a bound: a renewal that comes later would hold what is free.
+            with beside("lease-beat", beat):
+                yield
         finally:
-            over.set()
-            # A renewal that comes later would hold what is free.
-            thread.join()
             self._free()
 
     def fail(self, failure: Mapping[str, Any]) -> None:

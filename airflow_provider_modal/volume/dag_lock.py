@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_modal import names
 from airflow_provider_modal.errors import ModalflowError, NotFoundError
 from airflow_provider_modal.modal_errors import translated
+from airflow_provider_modal.side_thread import beside
 
 if TYPE_CHECKING:
     import modal
@@ -112,14 +113,10 @@ class DagTreeLock:
         """
         lease = Lease(self._state, secrets.token_hex(8), what, self._clock)
         self._acquire(lease, time.monotonic() + wait)
-        ended = threading.Event()
-        renewal = threading.Thread(target=lease.renew, args=(ended,), name="dag-tree-lock", daemon=True)
-        renewal.start()
         try:
-            yield lease
+            with beside("dag-tree-lock", lease.renew, wait=_POLL_SECONDS):
+                yield lease
         finally:
-            ended.set()
-            renewal.join(_POLL_SECONDS)
             self._release(lease)
 
     def _acquire(self, lease: Lease, ends: float) -> None:

@@ -36,6 +36,7 @@ from typing import Protocol
 
 from airflow_provider_modal import names, wire
 from airflow_provider_modal.errors import UnreachableError
+from airflow_provider_modal.side_thread import beside
 from airflow_provider_modal.worker.patience import DEADLINE, GaveUpError, patiently
 
 log = logging.getLogger(__name__)
@@ -227,9 +228,8 @@ def started(
         return replace(claim, phase="started", at=time.time(), memory=most)
 
     _put(state, key, current(), "mark the dispatch as started")
-    over = threading.Event()
 
-    def beat() -> None:
+    def beat(over: threading.Event) -> None:
         nonlocal most
         due = time.monotonic() + every
         alarmed = False
@@ -243,16 +243,11 @@ def started(
             deadline = _BEAT_DEADLINE * every
             _put(state, key, current(), "renew the dispatch's claim", repeat=False, deadline=deadline)
 
-    thread = threading.Thread(target=beat, name="claim-beat", daemon=True)
-    thread.start()
-    try:
+    # Waited for without a bound: a renewal that comes after a later delivery's claim would overwrite it. One
+    # that was abandoned because Modal did not answer still may, as the SDK goes on repeating it; the next
+    # renewal of that delivery puts it right.
+    with beside("claim-beat", beat):
         yield
-    finally:
-        over.set()
-        # A renewal that comes after a later delivery's claim would overwrite it. One that was abandoned
-        # because Modal did not answer still may, as the SDK goes on repeating it; the next renewal of that
-        # delivery puts it right.
-        thread.join()
 
 
 def beat_seconds(call: wire.TaskCall) -> float:
